@@ -1,0 +1,77 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let swiftSettings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+  .enableExperimentalFeature("Lifetimes"),
+]
+
+let package = Package(
+  name: "int-flash-attention",
+  platforms: [.macOS(.v15), .iOS(.v18)],
+  // MARK: Public
+  products: [
+    .library(name: "IntFlashAttention", targets: ["IntFlashAttention"]),
+    .library(name: "TensorFiles", targets: ["TensorFiles"]),
+    .executable(name: "intfa", targets: ["intfa"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    .package(url: "https://github.com/hummingbird-project/swift-mustache", from: "2.1.0"),
+  ],
+  targets: [
+    // MARK: Implementation
+    .target(name: "CAttentionKernels"),
+    .target(name: "CDemoActivations"),
+    .target(
+      name: "IntFlashAttention",
+      dependencies: ["CAttentionKernels"],
+      swiftSettings: swiftSettings
+    ),
+    .target(
+      name: "TensorFiles",
+      dependencies: ["IntFlashAttention"],
+      swiftSettings: swiftSettings
+    ),
+    .executableTarget(
+      name: "intfa",
+      dependencies: [
+        "IntFlashAttention",
+        "TensorFiles",
+        "CDemoActivations",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Mustache", package: "swift-mustache"),
+      ],
+      swiftSettings: swiftSettings
+    ),
+    // MARK: Tests
+    .target(
+      name: "AttentionTestSupport",
+      dependencies: ["IntFlashAttention"],
+      path: "Tests/AttentionTestSupport",
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
+      name: "IntFlashAttentionTests",
+      dependencies: ["IntFlashAttention", "TensorFiles", "AttentionTestSupport"],
+      resources: [.copy("Vectors")],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
+      name: "TensorFilesTests",
+      dependencies: ["TensorFiles", "AttentionTestSupport"],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
+      name: "intfaTests",
+      dependencies: ["intfa", "TensorFiles", "AttentionTestSupport"],
+      swiftSettings: swiftSettings
+    ),
+  ],
+  cLanguageStandard: .c2x
+)

@@ -1,0 +1,1 @@
+int intfa_demo_placeholder(void);
