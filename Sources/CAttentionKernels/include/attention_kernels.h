@@ -1,2 +1,211 @@
+// The kernels of int-flash-attention behind one table of functions per instruction set.
+//
+// Rules that every kernel keeps: it never allocates, never starts a thread, never fails, and writes
+// nothing but what its arguments name. Swift validates, allocates and schedules; see CPUBackend.
+//
+// Letters: D head dimension, Dv value dimension (both 1...256), i query row, j key, c channel.
+// Logits are in units of 1/64 of a power of two ("steps") on the integer path and of one power of
+// two on the float path: p = 2^(logit - reference).
 #pragma once
-int intfa_placeholder(void);
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#pragma GCC visibility push(hidden)
+
+enum {
+  INTFA_MAX_DIMENSION = 256,
+  INTFA_MAX_TILE = 128,
+  INTFA_KEY_GROUP = 32,    // tokens that share step and offset of one 4-bit key channel
+  INTFA_VALUE_GROUP = 16,  // channels of one token that share step and offset of 4-bit values
+  INTFA_SUM_BLOCK = 256    // rows that are summed one after the other before block sums are added
+};
+
+// Storage of float rows, and the format that a value is rounded to before it is used.
+typedef enum { INTFA_FLOAT32, INTFA_FLOAT16, INTFA_BFLOAT16, INTFA_FLOAT8 } intfa_format;
+
+// Rows of a caller's tensor: `stride` elements apart, unit stride inside a row.
+typedef struct {
+  const void *base;
+  int64_t stride;
+  intfa_format format;  // never INTFA_FLOAT8
+} intfa_rows;
+
+// ---------------------------------------------------------------------------------- pre-pass
+
+// What one pass over rows [begin, end) finds. `begin` is a multiple of INTFA_SUM_BLOCK.
+typedef struct {
+  intfa_rows rows;
+  int64_t begin, end;
+  int32_t dimension;
+  float limit;          // a magnitude that must not be reached; NaN and infinity reach it
+  float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL
+  float *largest;       // [1] largest magnitude; or NULL
+  int64_t *first_bad;   // [1] first row with an element that reaches `limit`, or -1
+} intfa_survey;
+
+// Codes of rows [begin, end): x = (row - mean) rotated without normalisation, code = rnd(x * m).
+// m is multipliers[i] where given, else 127 / max|x|, and then scale[i] = max|x| / 127.
+typedef struct {
+  intfa_rows rows;
+  int64_t begin, end;
+  int32_t dimension;
+  bool rotates;
+  const float *mean;         // [dimension] or NULL
+  const float *multipliers;  // [row] or NULL
+  int8_t *codes;             // [row][dimension]; row `begin` is the first
+  float *scales;             // [row] or NULL; row `begin` is the first
+  int32_t bias_count;        // query heads whose mean returns as a bias per key
+  const float *bias_means;   // [bias_count][dimension], rotated without normalisation
+  float bias_factor;         // bias[h][i] = factor * (bias_means[h] . x)
+  float *biases;             // [bias_count][bias_stride]; column 0 is row 0 of the tensor
+  int64_t bias_stride;
+} intfa_quantize;
+
+// ---------------------------------------------------------------------------------- tile loop
+
+// Keys that the rows of a query block see: row r sees [first + r * step, end + r * step), clipped.
+typedef struct {
+  int64_t first, end, step;
+} intfa_visible;
+
+// Four-bit storage of keys: for each group of 32 tokens [D][16] bytes of codes, [D] steps, [D]
+// offsets; token 2t of the group in the low half of byte t. Of values: for each token [Dv/2] bytes,
+// [groups] steps, [groups] offsets. A code stands for clamp(code * step + offset, -127, 127).
+typedef struct {
+  const uint8_t *keys;
+  const uint8_t *values;
+  int64_t key_group_bytes, value_token_bytes;
+} intfa_int4;
+
+// One query block against the keys [key_begin, key_end) of one key/value head, all in `int8` codes.
+typedef struct {
+  int32_t rows, head_dimension, value_dimension;
+  int64_t key_begin, key_end;  // key_begin is a tile boundary
+  int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
+  intfa_visible visible;
+  const int8_t *query;         // [rows][D]
+  const float *query_scale;    // [rows] scale of the row times steps per unit of q.k
+  const int8_t *key;           // [key][D], or NULL where int4.keys is given
+  const float *key_scale;      // [key]
+  const float *bias;           // [key] in steps
+  const int8_t *value;         // [key][Dv], or NULL where int4.values is given
+  const int8_t *weight;        // [key] n_j of the integer row sum, or NULL
+  const float *real_weight;    // [key] n_j of the exact row sum, where weight is NULL
+  intfa_int4 int4;
+  float softcap;               // in steps; 0 for none
+  const float *row_shift;      // [rows] in steps, added before the cap; only with softcap
+  const float *fold;           // [key] in steps, added after the cap; only with softcap
+  float *out;                  // [rows][Dv] sum of gain * p * v
+  float *total;                // [rows]     sum of gain * p * n
+  float *reference;            // [rows] exponent reference of both, in steps; -inf at first
+  void *scratch;               // intfa_scratch_bytes()
+} intfa_attend_tiles;
+
+// What multiplies and what is multiplied on the float path.
+typedef enum { INTFA_SCORE_INT8, INTFA_SCORE_FLOAT } intfa_score_kind;
+typedef enum { INTFA_P_FLOAT32, INTFA_P_FLOAT16, INTFA_P_BFLOAT16, INTFA_P_FLOAT8, INTFA_P_INT8 }
+    intfa_probability;
+
+// One query block against keys [key_begin, key_end) with P relative to the running row maximum.
+typedef struct {
+  int32_t rows, head_dimension, value_dimension;
+  int64_t key_begin, key_end;
+  int32_t first_tile, tile;
+  intfa_visible visible;
+  intfa_score_kind score;
+  intfa_probability probability;
+  const int8_t *query_codes;   // INTFA_SCORE_INT8: [rows][D]
+  const float *query_scale;    // [rows] multiplies every product of the row; log2 units
+  const int8_t *key_codes;     // INTFA_SCORE_INT8: [key][D]
+  const float *key_scale;      // INTFA_SCORE_INT8: [key]
+  const float *bias;           // [key] log2 units, or NULL
+  const float *query;          // INTFA_SCORE_FLOAT: [rows][D], rounded to the format
+  intfa_rows key;              // INTFA_SCORE_FLOAT: the caller's rows
+  intfa_format key_round;      // INTFA_SCORE_FLOAT
+  float key_multiplier;        // INTFA_SCORE_FLOAT: applied before rounding
+  const int8_t *value_codes;   // INTFA_P_INT8: [key][Dv]
+  intfa_rows value;            // otherwise the caller's rows
+  intfa_format value_round;
+  float value_multiplier;
+  float softcap;               // log2 units; 0 for none
+  const float *row_shift;      // [rows] log2 units, added before the cap; or NULL
+  float *out;                  // [rows][Dv]
+  float *total;                // [rows]
+  float *reference;            // [rows] running maximum in log2 units; -1e30 at first
+  void *scratch;
+} intfa_attend_running;
+
+// Adds the partial result `from` to `into`: both keep their own exponent reference.
+typedef struct {
+  int32_t rows, value_dimension;
+  float steps;  // logit units per power of two: 64 or 1
+  float *into_out, *into_total, *into_reference;
+  const float *from_out, *from_total, *from_reference;
+} intfa_merge;
+
+// Normalises: out * factor / total, rotated where asked, stored in the caller's format.
+typedef struct {
+  int32_t rows, value_dimension;
+  bool rotates;
+  float factor;
+  float steps;
+  float total_unit;         // total / total_unit is the sum of exponentials
+  float *out;               // [rows][Dv]; overwritten
+  const float *total, *reference;
+  const float *row_shift;   // [rows] natural units, added to the log-sum-exp; or NULL
+  void *target;             // first row of the caller's output
+  int64_t target_stride;    // elements
+  intfa_format target_format;
+  float *log_sum_exp;       // first entry, or NULL
+  int64_t log_sum_exp_stride;
+} intfa_finish;
+
+// ---------------------------------------------------------------------------------- the table
+
+typedef struct {
+  const char *name;
+  void (*survey)(const intfa_survey *);
+  // largest[i] = max|rotated row i| for rows [begin, end); largest[0] belongs to row `begin`.
+  void (*rotated_maxima)(const intfa_rows *, int64_t begin, int64_t end, int32_t dimension,
+                         bool rotates, float *largest);
+  void (*quantize)(const intfa_quantize *);
+  void (*attend_tiles)(const intfa_attend_tiles *);
+  void (*attend_running)(const intfa_attend_running *);
+  void (*merge)(const intfa_merge *);
+  void (*finish)(const intfa_finish *);
+} intfa_cpu_kernels;
+
+typedef enum {
+  INTFA_PORTABLE,
+  INTFA_AVX2,
+  INTFA_AVX_VNNI,
+  INTFA_AVX512_VNNI,
+  INTFA_NEON_DOTPROD,
+  INTFA_NEON_I8MM
+} intfa_isa;
+
+// The kernels of an instruction set, or NULL where this build or this machine does not have it.
+const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
+
+// Bytes of scratch that attend_tiles and attend_running of any instruction set need, 64-aligned.
+int64_t intfa_scratch_bytes(void);
+
+// Rows converted to float32, rotated without normalisation where asked.
+void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,
+                     bool rotates, float *target);
+
+// Packs INT8 codes [count][dimension] of one group of at most 32 tokens into four bits: see
+// intfa_int4. `target` takes dimension * 18 bytes.
+void intfa_pack_int4_keys(const int8_t *codes, int32_t count, int32_t dimension, uint8_t *target);
+// Packs one token of INT8 codes; `target` takes intfa_int4_value_bytes(dimension) bytes.
+void intfa_pack_int4_values(const int8_t *codes, int32_t dimension, uint8_t *target);
+int64_t intfa_int4_value_bytes(int32_t dimension);
+// The inner product in the fixed order that every instruction set keeps: sixteen partial sums.
+float intfa_dot(const float *a, const float *b, int32_t count);
+// In-place Walsh-Hadamard transform of blocks of the largest power of two that divides `dimension`,
+// without normalisation. Returns that power of two.
+int32_t intfa_rotate(float *row, int32_t dimension);
+
+#pragma GCC visibility pop

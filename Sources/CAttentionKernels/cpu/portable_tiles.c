@@ -1,0 +1,117 @@
+// Portable integer tile loop: INT8 scores, tile-local softmax with unsigned 8-bit P, INT8 values.
+//
+// Per row and tile of at most 128 keys:
+//   s_j   = ((float)(q8 . k8_j) * sk_j) * sq + bias_j                      steps of 2^(1/64)
+//   t     = max s_j;  i_j = rnd(t - s_j), at most 2047
+//   p_j   = (table[i_j & 63] >> (i_j >> 6)) + 128 >> 8                     0...255
+//   out  += gain * sum p_j v8_j;  total += gain * sum p_j n_j              gain = 2^((t - ref) / 64)
+// Bounds: |q8 . k8| <= 256 * 127 * 127 = 4.2e6, |sum p v| and sum p n <= 128 * 255 * 127 = 4.2e6,
+// all below 2^24, so int32 never overflows and the conversion to float32 is exact.
+// Error against exact arithmetic on the same codes: that of P, half of 1/255 of the tile's maximum
+// plus 0.55 % of each p (half a step).
+#include "online_softmax.h"
+#include "portable.h"
+
+#pragma STDC FP_CONTRACT OFF
+
+static int32_t dot_int8(const int8_t *a, const int8_t *b, int32_t count) {
+  int32_t sum = 0;
+  for (int32_t c = 0; c < count; c++) sum += (int32_t)a[c] * b[c];
+  return sum;
+}
+
+typedef struct {
+  int8_t key[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
+  int8_t value[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
+} unpacked_tile;
+
+// One row against the keys [begin, end) of the tile that starts at `first`. key and value point at
+// the tile's first token.
+static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, key_range seen,
+                       const int8_t *key, const int8_t *value) {
+  const int32_t count = (int32_t)(seen.end - seen.begin), dimension = a->value_dimension;
+  float logits[INTFA_MAX_TILE], top = -1e30f;
+  int32_t acc[INTFA_MAX_DIMENSION], weighted = 0;
+  uint8_t p[INTFA_MAX_TILE];
+  const int8_t *q = a->query + (int64_t)r * a->head_dimension;
+  key += (seen.begin - first) * a->head_dimension;
+  value += (seen.begin - first) * dimension;
+
+  for (int32_t j = 0; j < count; j++) {
+    int32_t product = dot_int8(q, key + (int64_t)j * a->head_dimension, a->head_dimension);
+    float s = (float)product * a->key_scale[seen.begin + j];
+    s = s * a->query_scale[r] + a->bias[seen.begin + j];
+    if (a->softcap > 0)
+      s = soft_cap(s + a->row_shift[r], a->softcap) + a->fold[seen.begin + j];
+    logits[j] = s;
+    top = s > top ? s : top;
+  }
+
+  float exact = 0, lane[16] = {0};
+  for (int32_t j = 0; j < count; j++) {
+    float distance = top - logits[j];
+    distance = distance < 2047.0f ? distance : 2047.0f;
+    int32_t steps = (int32_t)round_to_step(distance, 12582912.0f);
+    uint32_t power = (uint32_t)power_table[steps & 63] >> (steps >> 6);
+    p[j] = (uint8_t)((power + 128) >> 8);
+    if (a->weight) {
+      weighted += p[j] * a->weight[seen.begin + j];
+    } else {
+      float real = real_power_table[steps & 63] * float_of((127u - (uint32_t)(steps >> 6)) << 23);
+      lane[(seen.begin - first + j) % 16] += real * a->real_weight[seen.begin + j];
+    }
+  }
+  if (!a->weight) {
+    for (int32_t half = 8; half > 0; half /= 2)
+      for (int32_t l = 0; l < half; l++) lane[l] += lane[l + half];
+    exact = lane[0];
+  }
+
+  memset(acc, 0, sizeof(int32_t) * dimension);
+  for (int32_t j = 0; j < count; j++) {
+    const int16_t weight = p[j];
+    if (weight == 0) continue;
+    const int8_t *v = value + (int64_t)j * dimension;
+    for (int32_t c = 0; c < dimension; c++) acc[c] += (int16_t)(weight * v[c]);
+  }
+
+  float *out = a->out + (int64_t)r * dimension;
+  float gain = tile_gain(top, a->reference + r, a->total + r, out, dimension);
+  a->total[r] += gain * (a->weight ? (float)weighted : exact);
+  for (int32_t c = 0; c < dimension; c++) out[c] += gain * (float)acc[c];
+}
+
+void intfa_attend_tiles__portable(const intfa_attend_tiles *a) {
+  unpacked_tile *unpacked = a->scratch;
+  for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
+    end = tile_end(begin, a->key_end, a->first_tile, a->tile);
+    const int8_t *key = a->key + begin * a->head_dimension;
+    const int8_t *value = a->value + begin * a->value_dimension;
+    if (a->int4.keys) {
+      intfa_unpack_int4_keys(&a->int4, begin, end, a->head_dimension, unpacked->key);
+      key = unpacked->key;
+    }
+    if (a->int4.values) {
+      intfa_unpack_int4_values(&a->int4, begin, end, a->value_dimension, unpacked->value);
+      value = unpacked->value;
+    }
+    for (int32_t r = 0; r < a->rows; r++) {
+      key_range seen = visible_keys(&a->visible, r, begin, end);
+      if (seen.begin < seen.end) attend_row(a, r, begin, seen, key, value);
+    }
+  }
+}
+
+void intfa_merge__portable(const intfa_merge *a) {
+  for (int32_t r = 0; r < a->rows; r++) {
+    if (!(a->from_total[r] > 0)) continue;
+    float *out = a->into_out + (int64_t)r * a->value_dimension;
+    const float *from = a->from_out + (int64_t)r * a->value_dimension;
+    float into = a->into_reference[r], other = a->from_reference[r];
+    float reference = into > other ? into : other;
+    float keep = exp2_fast((into - reference) / a->steps), add = exp2_fast((other - reference) / a->steps);
+    a->into_total[r] = a->into_total[r] * keep + a->from_total[r] * add;
+    for (int32_t c = 0; c < a->value_dimension; c++) out[c] = out[c] * keep + from[c] * add;
+    a->into_reference[r] = reference;
+  }
+}

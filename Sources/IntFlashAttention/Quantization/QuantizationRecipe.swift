@@ -1,0 +1,186 @@
+/// Everything that decides the error of an attention call: one exact sequence of operations.
+///
+/// The named ones (``Precision``) have stated bounds and kernels. Others can be composed from the
+/// same parts for research; `ReferenceBackend` computes every valid recipe.
+public struct QuantizationRecipe: Hashable, Sendable {
+  /// What is subtracted from the queries before they are quantised; it returns as a bias per key.
+  public enum QueryCentering: Hashable, Sendable {
+    /// Nothing.
+    case none
+    /// The mean over all rows of a query head.
+    case head
+    /// The mean over each block of this many rows.
+    case block(Int)
+  }
+
+  /// How the scale of the values reaches the output.
+  public enum ValueScale: Hashable, Sendable {
+    /// As a factor of the output: one scale per head or channel.
+    case output
+    /// Folded into the logits as log2 f, f = max(scale, mean of the scales / 8), one per token.
+    ///
+    /// The floor is needed: an attention sink with V near 0 has a large probability, and f near 0
+    /// would round it to code 0.
+    case folded
+    /// As `folded`, with f = unit / n, unit = mean of max|v| / 8 and n = ⌊127 · unit / max|v|⌋ in
+    /// 1…127, where the largest token allows it; then the weighted row sum Σ p·n is an integer.
+    ///
+    /// Where a token exceeds 15.875 times the mean, n is real and the row sum takes P unrounded.
+    case foldedReciprocal
+  }
+
+  /// How P is rounded before it multiplies V.
+  public enum Probability: Hashable, Sendable {
+    /// ⌊255 p + ½⌋, unsigned.
+    case unsigned8
+    /// ⌊127 p + ½⌋.
+    case signed8
+    /// The nearest float16, bfloat16, or E4M3 of 256 p; or float32 as it is.
+    case float16, bfloat16, float8, float32
+  }
+
+  /// What P is relative to.
+  public enum Reference: Hashable, Sendable {
+    /// The largest logit of the row so far.
+    case runningMaximum
+    /// The largest logit of the row inside the tile, so that every tile uses all codes of P.
+    case tileMaximum
+  }
+
+  /// What the denominator sums.
+  public enum RowSum: Hashable, Sendable {
+    /// The rounded codes, so that rounding errors of numerator and denominator cancel.
+    case codes
+    /// Probabilities before they are rounded.
+    case exact
+    /// `codes` where the V scales have integer reciprocals, else `exact`: decided per head.
+    case automatic
+  }
+
+  /// How 2^x is evaluated.
+  public enum Exponential: Hashable, Sendable {
+    /// To the precision of the arithmetic.
+    case exact
+    /// x rounded to 1/64, then a table of 64 16-bit values and a shift.
+    case table64
+  }
+
+  /// Format of the queries.
+  public var query: OperandFormat
+  /// Format of the keys.
+  public var key: OperandFormat
+  /// Format of the values.
+  public var value: OperandFormat
+  /// Whether queries and keys are multiplied by a Hadamard matrix.
+  public var rotatesQueryAndKey: Bool
+  /// Whether values are, and the output back.
+  public var rotatesValue: Bool
+  /// Whether the mean over the tokens is subtracted from the keys.
+  public var centersKey: Bool
+  /// What is subtracted from the queries.
+  public var queryCentering: QueryCentering
+  /// How the scale of the values is applied.
+  public var valueScale: ValueScale
+  /// Format of P.
+  public var probability: Probability
+  /// What P is relative to.
+  public var reference: Reference
+  /// What the denominator sums.
+  public var rowSum: RowSum
+  /// How powers of two are evaluated.
+  public var exponential: Exponential
+  /// Keys of the first tile.
+  ///
+  /// Shorter than the others, so that an attention sink at the first token shares its tile, and with
+  /// it the codes of P, with few keys.
+  public var firstTileLength: Int
+  /// Keys of every other tile.
+  public var tileLength: Int
+  /// Tiles that are accumulated together before the result is merged with that of the tiles before
+  /// them, in key order; nil is all of them.
+  public var tilesPerSpan: Int?
+
+  /// A recipe without quantisation; change what should differ.
+  public init() {
+    query = .float32
+    key = .float32
+    value = .float32
+    rotatesQueryAndKey = false
+    rotatesValue = false
+    centersKey = false
+    queryCentering = .none
+    valueScale = .output
+    probability = .float32
+    reference = .runningMaximum
+    rowSum = .exact
+    exponential = .exact
+    firstTileLength = 64
+    tileLength = 64
+    tilesPerSpan = nil
+  }
+
+  /// Whether no step rounds: the definition of exact attention.
+  public var isExact: Bool {
+    query == .float32 && key == .float32 && value == .float32 && probability == .float32
+      && exponential == .exact
+  }
+
+  /// The key after the tile that begins at `begin`.
+  package func tileEnd(from begin: Int, keyValueLength: Int) -> Int {
+    min(begin == 0 ? firstTileLength : begin + tileLength, keyValueLength)
+  }
+
+  /// The keys of span `index`, or nil after the last.
+  package func span(_ index: Int, keyValueLength: Int) -> Range<Int>? {
+    guard let tilesPerSpan else { return index == 0 ? 0..<keyValueLength : nil }
+    let begin =
+      index == 0 ? 0 : firstTileLength + (index * tilesPerSpan - 1) * tileLength
+    guard begin < keyValueLength else { return nil }
+    let end = firstTileLength + ((index + 1) * tilesPerSpan - 1) * tileLength
+    return begin..<min(end, keyValueLength)
+  }
+
+  package func validate() throws(AttentionError) {
+    try query.validate()
+    try key.validate()
+    try value.validate()
+    func refuse(_ rule: String) throws(AttentionError) {
+      throw AttentionError(.invalidArgument, "recipe: \(rule)")
+    }
+    if case .block(let rows) = queryCentering, rows < 1 {
+      try refuse("queryCentering block(\(rows)) must have at least one row")
+    }
+    if firstTileLength < 1 || tileLength < 1 {
+      try refuse("tile lengths \(firstTileLength) and \(tileLength) must be at least 1")
+    }
+    if let tilesPerSpan, tilesPerSpan < 1 {
+      try refuse("tilesPerSpan is \(tilesPerSpan); it must be at least 1")
+    }
+    if query.granularity == .channel || key.granularity == .channel {
+      try refuse("a scale per channel of queries or keys does not factor out of their product")
+    }
+    let integerProbability = probability == .unsigned8 || probability == .signed8
+    if integerProbability && !value.isInteger {
+      try refuse("probability \(probability) needs values in an integer format")
+    }
+    if rowSum == .automatic && valueScale != .foldedReciprocal {
+      try refuse("rowSum automatic needs valueScale foldedReciprocal")
+    }
+    if exponential == .table64 && (probability != .unsigned8 || reference != .tileMaximum) {
+      try refuse("exponential table64 needs probability unsigned8 and reference tileMaximum")
+    }
+    if valueScale == .foldedReciprocal && exponential != .table64 {
+      try refuse("valueScale foldedReciprocal needs exponential table64")
+    }
+    switch (valueScale, value) {
+    case (.output, .int8(.token)), (.output, .int8(.block)), (.output, .int4Clipped),
+      (.output, .int4Progressive), (.output, .int4(.token)), (.output, .int4(.block)),
+      (.output, .float8(.token)), (.output, .float8(.block)):
+      try refuse("value format \(value) has a scale per token, which valueScale output cannot apply")
+    case (.folded, .int8(.token)), (.folded, .int4Progressive), (.foldedReciprocal, .int8(.token)),
+      (.foldedReciprocal, .int4Progressive), (.output, _):
+      break
+    default: try refuse("valueScale \(valueScale) needs values with one INT8 scale per token")
+    }
+  }
+}
