@@ -1,4 +1,11 @@
-// Finds the kernels of an instruction set. The only place that asks the processor.
+// Finds the kernels of an instruction set and what the process may use of the machine. The only
+// place that asks the processor.
+#ifdef __linux__
+#define _GNU_SOURCE
+#include <sched.h>
+#endif
+#include <unistd.h>
+
 #include "portable.h"
 
 static const intfa_cpu_kernels portable = {
@@ -14,4 +21,13 @@ static const intfa_cpu_kernels portable = {
 
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa) {
   return isa == INTFA_PORTABLE ? &portable : NULL;
+}
+
+int32_t intfa_processor_count(void) {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? (int32_t)online : 1;
 }

@@ -33,10 +33,11 @@ int32_t intfa_rotate(float *row, int32_t dimension) {
 }
 
 void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,
-                     bool rotates, float *target) {
+                     float multiplier, intfa_format round, float *target) {
   for (int64_t i = begin; i < end; i++, target += dimension) {
     load_row(rows, i, dimension, target);
-    if (rotates) intfa_rotate(target, dimension);
+    for (int32_t c = 0; c < dimension; c++)
+      target[c] = round_to_format(target[c] * multiplier, round);
   }
 }
 
@@ -104,7 +105,7 @@ void intfa_quantize__portable(const intfa_quantize *a) {
     }
     for (int32_t h = 0; h < a->bias_count; h++)
       a->biases[h * a->bias_stride + i] =
-          a->bias_factor * intfa_dot(a->bias_means + h * a->dimension, x, a->dimension);
+          a->bias_factor * intfa_dot(a->bias_means + h * a->bias_mean_stride, x, a->dimension);
   }
 }
 

@@ -16,23 +16,13 @@ typedef struct {
   float value[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];  // [key of the tile][channel]
 } float_tile;
 
+// Channel by channel, so that scores of neighbouring keys are neighbours.
 static void load_keys(const intfa_attend_running *a, int64_t begin, int64_t end, float_tile *tile) {
   float x[INTFA_MAX_DIMENSION];
   for (int64_t j = begin; j < end; j++) {
-    load_row(&a->key, j, a->head_dimension, x);
+    intfa_load_rows(&a->key, j, j + 1, a->head_dimension, a->key_multiplier, a->key_round, x);
     for (int32_t c = 0; c < a->head_dimension; c++)
-      tile->key[c * INTFA_MAX_TILE + (j - begin)] =
-          round_to_format(x[c] * a->key_multiplier, a->key_round);
-  }
-}
-
-static void load_values(const intfa_attend_running *a, int64_t begin, int64_t end,
-                        float_tile *tile) {
-  for (int64_t j = begin; j < end; j++) {
-    float *x = tile->value + (j - begin) * a->value_dimension;
-    load_row(&a->value, j, a->value_dimension, x);
-    for (int32_t c = 0; c < a->value_dimension; c++)
-      x[c] = round_to_format(x[c] * a->value_multiplier, a->value_round);
+      tile->key[c * INTFA_MAX_TILE + (j - begin)] = x[c];
   }
 }
 
@@ -119,7 +109,9 @@ void intfa_attend_running__portable(const intfa_attend_running *a) {
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
     if (a->score == INTFA_SCORE_FLOAT) load_keys(a, begin, end, tile);
-    if (a->probability != INTFA_P_INT8) load_values(a, begin, end, tile);
+    if (a->probability != INTFA_P_INT8)
+      intfa_load_rows(&a->value, begin, end, a->value_dimension, a->value_multiplier,
+                      a->value_round, tile->value);
     for (int32_t r = 0; r < a->rows; r++) {
       key_range seen = visible_keys(&a->visible, r, begin, end);
       if (seen.begin < seen.end) attend_row(a, r, begin, seen, tile);

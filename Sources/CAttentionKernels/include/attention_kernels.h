@@ -57,7 +57,8 @@ typedef struct {
   int8_t *codes;             // [row][dimension]; row `begin` is the first
   float *scales;             // [row] or NULL; row `begin` is the first
   int32_t bias_count;        // query heads whose mean returns as a bias per key
-  const float *bias_means;   // [bias_count][dimension], rotated without normalisation
+  const float *bias_means;   // [bias_count][bias_mean_stride], rotated without normalisation
+  int64_t bias_mean_stride;
   float bias_factor;         // bias[h][i] = factor * (bias_means[h] . x)
   float *biases;             // [bias_count][bias_stride]; column 0 is row 0 of the tensor
   int64_t bias_stride;
@@ -189,12 +190,15 @@ typedef enum {
 // The kernels of an instruction set, or NULL where this build or this machine does not have it.
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
 
+// Processors that this process may run on, at least 1.
+int32_t intfa_processor_count(void);
+
 // Bytes of scratch that attend_tiles and attend_running of any instruction set need, 64-aligned.
 int64_t intfa_scratch_bytes(void);
 
-// Rows converted to float32, rotated without normalisation where asked.
+// Rows converted to float32, multiplied, and rounded to a format.
 void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,
-                     bool rotates, float *target);
+                     float multiplier, intfa_format round, float *target);
 
 // Packs INT8 codes [count][dimension] of one group of at most 32 tokens into four bits: see
 // intfa_int4. `target` takes dimension * 18 bytes.

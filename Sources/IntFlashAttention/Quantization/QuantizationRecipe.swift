@@ -130,6 +130,11 @@ public struct QuantizationRecipe: Hashable, Sendable {
     min(begin == 0 ? firstTileLength : begin + tileLength, keyValueLength)
   }
 
+  /// The first key of the tile that holds this key.
+  package func tileStart(of key: Int) -> Int {
+    key < firstTileLength ? 0 : key - (key - firstTileLength) % tileLength
+  }
+
   /// The keys of span `index`, or nil after the last.
   package func span(_ index: Int, keyValueLength: Int) -> Range<Int>? {
     guard let tilesPerSpan else { return index == 0 ? 0..<keyValueLength : nil }
@@ -181,6 +186,31 @@ public struct QuantizationRecipe: Hashable, Sendable {
       (.foldedReciprocal, .int4Progressive), (.output, _):
       break
     default: try refuse("valueScale \(valueScale) needs values with one INT8 scale per token")
+    }
+  }
+}
+
+extension QuantizationRecipe {
+  /// Bytes that one token's key and value take per key/value head when stored in this recipe.
+  ///
+  /// Scales, steps and offsets are counted: a float32 per key scale, a byte per reciprocal of a
+  /// value scale.
+  public func keyValueBytesPerToken(_ shape: AttentionShape) -> Double {
+    bytesPerToken(key, shape.headDimension) + bytesPerToken(value, shape.valueDimension)
+      - (valueScale == .foldedReciprocal ? 3 : 0)
+  }
+
+  private func bytesPerToken(_ format: OperandFormat, _ dimension: Int) -> Double {
+    let elements = Double(dimension)
+    let scale = format.granularity == .token ? 4.0 : 0
+    switch format {
+    case .float32: return 4 * elements
+    case .bfloat16, .float16: return 2 * elements
+    case .float8, .int8: return elements + scale
+    case .int4, .int4Clipped: return elements / 2 + scale
+    case .int4Progressive(let tokens, let channels):
+      return elements / 2 + scale
+        + 2 * (elements / Double(channels)).rounded(.up) / Double(tokens)
     }
   }
 }

@@ -140,16 +140,16 @@ public struct Tensor: ~Copyable, @unchecked Sendable {
   }
 }
 
-/// The one place where memory comes from: zeroed, aligned to a cache line, never freed by itself.
+/// The one place where memory comes from: aligned to a cache line, never freed by itself.
 package enum AlignedMemory {
-  /// Zeroed memory for `free`, or nil. At least one cache line, whole lines.
-  package static func allocate(byteCount: Int) -> UnsafeMutableRawPointer? {
+  /// Memory for `free`, or nil. At least one cache line, whole lines.
+  package static func allocate(byteCount: Int, zeroed: Bool = true) -> UnsafeMutableRawPointer? {
     var pointer: UnsafeMutableRawPointer?
     let padded = (max(byteCount, 1) + 63) & ~63
     guard unsafe posix_memalign(&pointer, 64, padded) == 0, let pointer = unsafe pointer else {
       return nil
     }
-    unsafe memset(pointer, 0, padded)
+    if zeroed { unsafe memset(pointer, 0, padded) }
     return unsafe pointer
   }
 }

@@ -1,0 +1,137 @@
+internal import CAttentionKernels
+
+extension CPUCall {
+  /// Codes of the values, where the recipe has integers, and everything that rides on the logits.
+  func quantizeValues() {
+    guard kernel.method.hasIntegerValues else { return }
+    if kernel.method.isTiled {
+      findValueMaxima()
+      forEachItem(kernel.keyHeadCount) { head, _ in foldValueScales(head: head) }
+    } else {
+      forEachItem(kernel.keyHeadCount) { head, _ in
+        // One scale per head, as the paper has it.
+        let multiplier = 127 / max(largestMagnitude(.value, head: head), HeadCodes.smallestMaximum)
+        let multipliers = unsafe place(layout.valueMultipliers, head)
+        for token in 0..<shape.keyValueLength { unsafe multipliers[token] = multiplier }
+      }
+    }
+    forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, seat in
+      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
+      quantizeValues(head: head, piece: piece, seat: seat)
+    }
+  }
+
+  private func findValueMaxima() {
+    forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, _ in
+      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
+      let range = pieceRows(piece, of: shape.keyValueLength)
+      var source = unsafe rows(operands.value, head: head)
+      unsafe kernels.rotated_maxima(
+        &source,
+        range.begin,
+        range.end,
+        Int32(shape.valueDimension),
+        recipe.rotatesValue,
+        place(layout.valueMaxima, head) + Int(range.begin)
+      )
+    }
+  }
+
+  /// The rule for the scales of one head, and log2 of them into the biases of its query heads.
+  private func foldValueScales(head: Int) {
+    let count = shape.keyValueLength
+    let maxima = unsafe UnsafeBufferPointer(start: place(layout.valueMaxima, head), count: count)
+    let scales = unsafe FoldedValueScales(maxima: Array(maxima))
+    let multipliers = unsafe place(layout.valueMultipliers, head)
+    let weights = unsafe place(layout.weights, head, as: Int8.self)
+    let realWeights = unsafe place(layout.realWeights, head)
+    unsafe place(layout.valueUnits)[head] = scales.isInteger ? scales.unit : -scales.unit
+    let logarithms = scales.reciprocals.map { -64 * FoldedValueScales.logarithm($0) }
+    for token in 0..<count {
+      unsafe multipliers[token] = scales.multiplier(token)
+      if scales.isInteger {
+        unsafe weights[token] = Int8(scales.reciprocals[token])
+      } else {
+        unsafe realWeights[token] = scales.reciprocals[token]
+      }
+    }
+    let isCapped = kernel.descriptor.options.softcap != nil
+    if isCapped {
+      let folds = unsafe place(layout.folds, head)
+      for token in 0..<count { unsafe folds[token] = logarithms[token] }
+    }
+    for member in 0..<shape.groupSize {
+      let biases = unsafe place(layout.biases, head * shape.groupSize + member)
+      if recipe.queryCentering == .none {
+        for token in 0..<count { unsafe biases[token] = 0 }
+      }
+      guard !isCapped else { continue }
+      for token in 0..<count { unsafe biases[token] += logarithms[token] }
+    }
+  }
+
+  private func quantizeValues(head: Int, piece: Int, seat: Int) {
+    let range = pieceRows(piece, of: shape.keyValueLength)
+    let begin = Int(range.begin)
+    let dimension = shape.valueDimension
+    let packed = kernel.method.hasInt4Value
+    let codes =
+      unsafe packed
+      ? place(layout.codes, seat: seat, as: Int8.self)
+      : place(layout.valueCodes, head, as: Int8.self) + begin * dimension
+    var arguments = unsafe intfa_quantize()
+    unsafe arguments.rows = rows(operands.value, head: head)
+    unsafe arguments.begin = range.begin
+    unsafe arguments.end = range.end
+    unsafe arguments.dimension = Int32(dimension)
+    unsafe arguments.rotates = recipe.rotatesValue
+    unsafe arguments.multipliers = UnsafePointer(place(layout.valueMultipliers, head))
+    unsafe arguments.codes = codes
+    unsafe kernels.quantize(&arguments)
+    guard packed else { return }
+    let target = unsafe place(layout.valueCodes, head, as: UInt8.self)
+    for token in begin..<Int(range.end) {
+      unsafe intfa_pack_int4_values(
+        codes + (token - begin) * dimension,
+        Int32(dimension),
+        target + token * kernel.valueTokenByteCount
+      )
+    }
+  }
+}
+
+extension ElementType {
+  /// What the kernels call a floating-point operand's storage.
+  var kernelFormat: intfa_format {
+    switch self {
+    case .float16: INTFA_FLOAT16
+    case .bfloat16: INTFA_BFLOAT16
+    case .float32, .float8, .int8, .int4: INTFA_FLOAT32
+    }
+  }
+}
+
+extension OperandFormat {
+  /// What the kernels call the format that values are rounded to.
+  var kernelFormat: intfa_format {
+    switch self {
+    case .float16: INTFA_FLOAT16
+    case .bfloat16: INTFA_BFLOAT16
+    case .float8: INTFA_FLOAT8
+    case .float32, .int8, .int4, .int4Clipped, .int4Progressive: INTFA_FLOAT32
+    }
+  }
+}
+
+extension QuantizationRecipe.Probability {
+  /// What the kernels of the running maximum call it.
+  var kernelFormat: intfa_probability {
+    switch self {
+    case .float32: INTFA_P_FLOAT32
+    case .float16: INTFA_P_FLOAT16
+    case .bfloat16: INTFA_P_BFLOAT16
+    case .float8: INTFA_P_FLOAT8
+    case .signed8, .unsigned8: INTFA_P_INT8
+    }
+  }
+}

@@ -1,0 +1,280 @@
+internal import CAttentionKernels
+
+/// One call under way: the pre-pass, stage by stage. `CPUCall+Attend` has the tile loop.
+///
+/// Every stage cuts its work into items that write places of their own, so nothing depends on which
+/// thread runs what.
+@safe
+final class CPUCall: @unchecked Sendable {
+  // Sendable: constants, and memory of which each item of a stage writes its own part.
+  let kernel: CPUKernel
+  let operands: AttentionOperands
+  let workspace: CPUWorkspace
+  let layout: CPUWorkspaceLayout
+  let kernels: intfa_cpu_kernels
+  let shape: AttentionShape
+  let recipe: QuantizationRecipe
+
+  init(
+    kernel: CPUKernel,
+    operands: AttentionOperands,
+    workspace: CPUWorkspace,
+    layout: CPUWorkspaceLayout
+  ) {
+    self.kernel = kernel
+    self.operands = operands
+    self.workspace = workspace
+    self.layout = layout
+    shape = kernel.descriptor.shape
+    recipe = kernel.descriptor.recipe
+    guard let table = unsafe intfa_cpu_kernels_for(kernel.instructionSet.kernelSet) else {
+      preconditionFailure("the backend checked that the instruction set is supported")
+    }
+    unsafe kernels = table.pointee
+  }
+
+  // MARK: Places
+
+  typealias Region = CPUWorkspaceLayout.Region
+
+  /// The part of a region that belongs to one head.
+  func place<T>(_ region: Region, _ head: Int = 0, as type: T.Type = Float.self)
+    -> UnsafeMutablePointer<T>
+  {
+    unsafe (workspace.base + region.offset + head * region.stride).assumingMemoryBound(to: type)
+  }
+
+  /// The part of a seat's region.
+  func place<T>(_ region: Region, seat: Int, part: Int = 0, as type: T.Type = Float.self)
+    -> UnsafeMutablePointer<T>
+  {
+    let offset = region.offset + part * region.stride + seat * layout.seatByteCount
+    return unsafe (workspace.base + offset).assumingMemoryBound(to: type)
+  }
+
+  /// Rows of one head of an operand; heads are numbered batch-major.
+  func rows(_ operand: AttentionOperands.Operand, head: Int) -> intfa_rows {
+    let (batch, index) = head.quotientAndRemainder(dividingBy: operand.shape[1])
+    let offset = batch * operand.strides[0] + index * operand.strides[1]
+    let bytes = operand.elementType.bitWidth / 8
+    return unsafe intfa_rows(
+      base: UnsafeRawPointer(operand.base + offset * bytes),
+      stride: Int64(operand.strides[2]),
+      format: operand.elementType.kernelFormat
+    )
+  }
+
+  func forEachItem(_ count: Int, _ body: (_ item: Int, _ seat: Int) -> Void) {
+    ThreadPool.shared.run(itemCount: count, threads: kernel.threadCount, body)
+  }
+
+  /// The rows of piece `piece`.
+  func pieceRows(_ piece: Int, of count: Int) -> (begin: Int64, end: Int64) {
+    let begin = piece * kernel.tileSizes.prepassLength
+    return (Int64(begin), Int64(min(begin + kernel.tileSizes.prepassLength, count)))
+  }
+
+  /// The key/value head, batch-major, that a query head reads.
+  func keyHead(ofQueryHead head: Int) -> Int { head / shape.groupSize }
+
+  /// Size of the diagonal blocks of the rotation of queries and keys: what their product is too
+  /// large by, as kernels rotate without normalisation.
+  var queryKeyBlockLength: Int {
+    recipe.rotatesQueryAndKey
+      ? HadamardRotation(dimension: shape.headDimension).blockLength : 1
+  }
+
+  /// Kernel logit units per unit of the product of unscaled rotated rows.
+  var logitUnit: Float {
+    let steps: Float = kernel.method.isTiled ? 64 : 1
+    return kernel.descriptor.softmaxScale * Self.log2e * steps / Float(queryKeyBlockLength)
+  }
+
+  static let log2e: Float = 1.442695
+
+  // MARK: Survey
+
+  private func surveyed(_ item: Int) -> (
+    tensor: InputCheck.Tensor, operand: AttentionOperands.Operand, head: Int, piece: Int
+  ) {
+    let queryItems = kernel.queryHeadCount * kernel.queryPieceCount
+    if item < queryItems {
+      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.queryPieceCount)
+      return (.query, operands.query, head, piece)
+    }
+    let keyItems = kernel.keyHeadCount * kernel.keyPieceCount
+    let (index, isValue) = item - queryItems < keyItems ? (item - queryItems, false)
+      : (item - queryItems - keyItems, true)
+    let (head, piece) = index.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
+    return isValue ? (.value, operands.value, head, piece) : (.key, operands.key, head, piece)
+  }
+
+  /// The magnitude that an operand may not reach in this recipe.
+  private func limit(_ tensor: InputCheck.Tensor) -> Float {
+    switch tensor {
+    case .query: InputCheck.limit(for: recipe.query)
+    case .key: InputCheck.limit(for: recipe.key)
+    case .value: InputCheck.limit(for: recipe.value)
+    }
+  }
+
+  /// The first pass: sums for the means, magnitudes, and the check of every element.
+  func survey() throws(AttentionError) {
+    let count = kernel.surveyItemCount
+    let (largest, firstBad) = unsafe (
+      place(layout.largest), place(layout.firstBad, as: Int64.self)
+    )
+    forEachItem(count) { item, _ in
+      let (tensor, operand, head, piece) = surveyed(item)
+      let range = pieceRows(piece, of: operand.shape[2])
+      var arguments = unsafe intfa_survey()
+      unsafe arguments.rows = rows(operand, head: head)
+      unsafe arguments.begin = range.begin
+      unsafe arguments.end = range.end
+      unsafe arguments.dimension = Int32(operand.shape[3])
+      unsafe arguments.limit = limit(tensor)
+      unsafe arguments.block_sums = sums(tensor, head: head, piece: piece)
+      unsafe arguments.largest = largest + item
+      unsafe arguments.first_bad = firstBad + item
+      unsafe kernels.survey(&arguments)
+    }
+    for item in 0..<count where unsafe firstBad[item] >= 0 {
+      let (tensor, operand, head, _) = surveyed(item)
+      let token = Int(unsafe firstBad[item])
+      let (batch, index) = head.quotientAndRemainder(dividingBy: operand.shape[1])
+      let row = (0..<operand.shape[3]).map { operand.view[batch, index, token, $0] }
+      throw InputCheck.error(
+        tensor,
+        batch: batch,
+        head: index,
+        token: token,
+        row: row[...],
+        limit: limit(tensor)
+      )
+    }
+    try InputCheck.requireLogits(
+      largestQuery: (0..<kernel.queryHeadCount).reduce(0) { max($0, largestMagnitude(.query, head: $1)) },
+      largestKey: (0..<kernel.keyHeadCount).reduce(0) { max($0, largestMagnitude(.key, head: $1)) },
+      descriptor: kernel.descriptor
+    )
+  }
+
+  private func sums(_ tensor: InputCheck.Tensor, head: Int, piece: Int)
+    -> UnsafeMutablePointer<Float>?
+  {
+    let offset =
+      piece * (kernel.tileSizes.prepassLength / HeadRows.sumBlock) * shape.headDimension
+    switch tensor {
+    case .query where recipe.queryCentering == .head:
+      return unsafe place(layout.querySums, head) + offset
+    case .key where recipe.centersKey: return unsafe place(layout.keySums, head) + offset
+    case .query, .key, .value: return nil
+    }
+  }
+
+  /// The largest magnitude of one head, found by the survey.
+  func largestMagnitude(_ tensor: InputCheck.Tensor, head: Int) -> Float {
+    let pieces = tensor == .query ? kernel.queryPieceCount : kernel.keyPieceCount
+    let queryItems = kernel.queryHeadCount * kernel.queryPieceCount
+    let keyItems = kernel.keyHeadCount * kernel.keyPieceCount
+    let first =
+      switch tensor {
+      case .query: head * pieces
+      case .key: queryItems + head * pieces
+      case .value: queryItems + keyItems + head * pieces
+      }
+    let largest = unsafe place(layout.largest)
+    return (first..<first + pieces).reduce(0) { max($0, unsafe largest[$1]) }
+  }
+
+  // MARK: Means
+
+  /// Block sums in order, divided by the count.
+  func findMeans() {
+    if recipe.queryCentering == .head {
+      for head in 0..<kernel.queryHeadCount {
+        let mean = unsafe place(layout.queryMeans, head)
+        let rotated = unsafe place(layout.rotatedQueryMeans, head)
+        unsafe findMean(place(layout.querySums, head), rows: shape.queryLength, into: mean)
+        for channel in 0..<shape.headDimension { unsafe rotated[channel] = mean[channel] }
+        if recipe.rotatesQueryAndKey { unsafe intfa_rotate(rotated, Int32(shape.headDimension)) }
+      }
+    }
+    if recipe.centersKey {
+      for head in 0..<kernel.keyHeadCount {
+        unsafe findMean(
+          place(layout.keySums, head),
+          rows: shape.keyValueLength,
+          into: place(layout.keyMeans, head)
+        )
+      }
+    }
+  }
+
+  private func findMean(
+    _ sums: UnsafeMutablePointer<Float>,
+    rows: Int,
+    into mean: UnsafeMutablePointer<Float>
+  ) {
+    let dimension = shape.headDimension
+    let blocks = CPUTileSizes.pieceCount(rows, HeadRows.sumBlock)
+    for channel in 0..<dimension {
+      var sum: Float = 0
+      for block in 0..<blocks {
+        let part = unsafe sums[block * dimension + channel]
+        sum = block == 0 ? part : sum + part
+      }
+      unsafe mean[channel] = rows > 0 ? sum / Float(rows) : 0
+    }
+  }
+
+  // MARK: Keys
+
+  /// Codes, scales and the bias of the query means, once per key/value head.
+  func quantizeKeys() {
+    guard kernel.method.hasIntegerScores else { return }
+    let (dimension, group) = (shape.headDimension, shape.groupSize)
+    forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, seat in
+      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
+      let range = pieceRows(piece, of: shape.keyValueLength)
+      let begin = Int(range.begin)
+      let packed = kernel.method.hasInt4Key
+      let codes = unsafe packed
+        ? place(layout.codes, seat: seat, as: Int8.self)
+        : place(layout.keyCodes, head, as: Int8.self) + begin * dimension
+      var arguments = unsafe intfa_quantize()
+      unsafe arguments.rows = rows(operands.key, head: head)
+      unsafe arguments.begin = range.begin
+      unsafe arguments.end = range.end
+      unsafe arguments.dimension = Int32(dimension)
+      unsafe arguments.rotates = recipe.rotatesQueryAndKey
+      if recipe.centersKey { unsafe arguments.mean = UnsafePointer(place(layout.keyMeans, head)) }
+      unsafe arguments.codes = codes
+      unsafe arguments.scales = place(layout.keyScales, head) + begin
+      if recipe.queryCentering == .head {
+        let float = MemoryLayout<Float>.size
+        unsafe arguments.bias_count = Int32(group)
+        unsafe arguments.bias_means = UnsafePointer(place(layout.rotatedQueryMeans, head * group))
+        unsafe arguments.bias_mean_stride = Int64(layout.rotatedQueryMeans.stride / float)
+        unsafe arguments.bias_factor = logitUnit
+        unsafe arguments.biases = place(layout.biases, head * group)
+        unsafe arguments.bias_stride = Int64(layout.biases.stride / float)
+      }
+      unsafe kernels.quantize(&arguments)
+      if packed { unsafe packKeys(head: head, range: begin..<Int(range.end), codes: codes) }
+    }
+  }
+
+  private func packKeys(head: Int, range: Range<Int>, codes: UnsafeMutablePointer<Int8>) {
+    let tokens = Int(INTFA_KEY_GROUP)
+    let target = unsafe place(layout.keyCodes, head, as: UInt8.self)
+    for first in stride(from: range.lowerBound, to: range.upperBound, by: tokens) {
+      unsafe intfa_pack_int4_keys(
+        codes + (first - range.lowerBound) * shape.headDimension,
+        Int32(min(tokens, range.upperBound - first)),
+        Int32(shape.headDimension),
+        target + first / tokens * kernel.keyGroupByteCount
+      )
+    }
+  }
+}

@@ -1,0 +1,111 @@
+internal import CAttentionKernels
+import Synchronization
+
+/// One descriptor on one instruction set: stages of a call, each cut into items for the pool.
+final class CPUKernel: AttentionKernel {
+  let descriptor: AttentionDescriptor
+  let method: CPUMethod
+  let instructionSet: InstructionSet
+  let threadCount: Int
+  let tileSizes: CPUTileSizes
+  /// Workspaces of finished calls, so that steady use allocates nothing.
+  private let idle = Mutex<[CPUWorkspace]>([])
+
+  init(
+    descriptor: AttentionDescriptor,
+    method: CPUMethod,
+    instructionSet: InstructionSet,
+    threadCount: Int
+  ) {
+    self.descriptor = descriptor
+    self.method = method
+    self.instructionSet = instructionSet
+    self.threadCount = threadCount
+    tileSizes = CPUTileSizes(shape: descriptor.shape, threadCount: threadCount)
+  }
+
+  var summary: PlanSummary {
+    let recipe = descriptor.recipe
+    return PlanSummary(
+      backend: "cpu",
+      instructionSet: instructionSet.rawValue,
+      tileLengths: [recipe.firstTileLength, recipe.tileLength],
+      queryBlockLength: tileSizes.queryBlockLength,
+      workItemCount: attendItemCount,
+      threadCount: threadCount,
+      workspaceByteCount: CPUWorkspaceLayout(self).byteCount,
+      keyValueBytesPerToken: recipe.keyValueBytesPerToken(descriptor.shape),
+      kernels: method.kernelNames.map { "\($0)__\(instructionSet.rawValue)" }
+    )
+  }
+
+  func run(_ operands: AttentionOperands) throws(AttentionError) {
+    guard descriptor.shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
+    let layout = CPUWorkspaceLayout(self)
+    let kept = idle.withLock { $0.popLast() }
+    let workspace = if let kept { kept } else { try CPUWorkspace(byteCount: layout.byteCount) }
+    defer { idle.withLock { $0.append(workspace) } }
+    let call = CPUCall(kernel: self, operands: operands, workspace: workspace, layout: layout)
+    try call.survey()
+    call.findMeans()
+    call.quantizeKeys()
+    call.quantizeValues()
+    call.attend()
+  }
+
+  // MARK: Counts
+
+  /// Pieces of the first pass over one head of queries, or of keys or values.
+  var queryPieceCount: Int {
+    CPUTileSizes.pieceCount(descriptor.shape.queryLength, tileSizes.prepassLength)
+  }
+  var keyPieceCount: Int {
+    CPUTileSizes.pieceCount(descriptor.shape.keyValueLength, tileSizes.prepassLength)
+  }
+  var queryHeadCount: Int { descriptor.shape.batchCount * descriptor.shape.queryHeadCount }
+  var keyHeadCount: Int { descriptor.shape.batchCount * descriptor.shape.keyValueHeadCount }
+  var surveyItemCount: Int { queryHeadCount * queryPieceCount + 2 * keyHeadCount * keyPieceCount }
+  var queryBlockCount: Int {
+    CPUTileSizes.pieceCount(descriptor.shape.queryLength, tileSizes.queryBlockLength)
+  }
+  var attendItemCount: Int { queryHeadCount * queryBlockCount }
+
+  // MARK: Bytes
+
+  var scratchByteCount: Int { Int(intfa_scratch_bytes()) }
+
+  /// Bytes of one group of 4-bit keys.
+  var keyGroupByteCount: Int { descriptor.shape.headDimension * 18 }
+  var valueTokenByteCount: Int {
+    Int(intfa_int4_value_bytes(Int32(descriptor.shape.valueDimension)))
+  }
+  var keyBytesPerHead: Int {
+    let keys = descriptor.shape.keyValueLength
+    return method.hasInt4Key
+      ? CPUTileSizes.pieceCount(keys, Int(INTFA_KEY_GROUP)) * keyGroupByteCount
+      : keys * descriptor.shape.headDimension
+  }
+  var valueBytesPerHead: Int {
+    descriptor.shape.keyValueLength
+      * (method.hasInt4Value ? valueTokenByteCount : descriptor.shape.valueDimension)
+  }
+}
+
+extension CPUMethod {
+  var isTiled: Bool { if case .tiles = self { true } else { false } }
+  var hasIntegerScores: Bool {
+    switch self {
+    case .tiles, .running(.int8, _): true
+    case .running(.float, _): false
+    }
+  }
+  var hasIntegerValues: Bool {
+    switch self {
+    case .tiles, .running(_, .int8): true
+    case .running(_, .float): false
+    }
+  }
+  var hasInt4Key: Bool { if case .tiles(true, _) = self { true } else { false } }
+  var hasInt4Value: Bool { if case .tiles(_, true) = self { true } else { false } }
+  var hasPackedOperand: Bool { hasInt4Key || hasInt4Value }
+}

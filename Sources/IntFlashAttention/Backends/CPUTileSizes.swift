@@ -1,0 +1,25 @@
+/// How a call is cut into pieces on a CPU: a pure function of the shape.
+///
+/// None of it changes a bit of the result. What does, the tile and span lengths, belongs to the
+/// recipe.
+package struct CPUTileSizes: Hashable, Sendable {
+  /// Query rows that share one pass over the keys.
+  ///
+  /// Keys in 4 bits and in 16-bit floats are unpacked once per tile and block: 64 rows make that
+  /// about 2 % of the work. Fewer rows where there are not enough blocks for the threads.
+  package let queryBlockLength: Int
+  /// Rows that one piece of the pre-pass takes: a multiple of `HeadRows.sumBlock` and of the 32
+  /// tokens of a 4-bit group.
+  package let prepassLength = 1024
+
+  package init(shape: AttentionShape, threadCount: Int) {
+    let heads = max(shape.batchCount * shape.queryHeadCount, 1)
+    // Four items a thread even out the last ones to finish.
+    let wantedBlocks = (4 * threadCount + heads - 1) / heads
+    let rows = (shape.queryLength + wantedBlocks - 1) / max(wantedBlocks, 1)
+    queryBlockLength = min(max((rows + 15) / 16 * 16, 16), 64)
+  }
+
+  /// Pieces of `length` rows.
+  package static func pieceCount(_ rows: Int, _ length: Int) -> Int { (rows + length - 1) / length }
+}

@@ -1,0 +1,133 @@
+#if canImport(Glibc)
+import Glibc
+#elseif canImport(Musl)
+import Musl
+#else
+import Darwin
+#endif
+
+/// Where everything that a call needs lies in one block of memory: a pure function of the shape.
+struct CPUWorkspaceLayout: Hashable, Sendable {
+  private(set) var byteCount = 0
+
+  // Per call. Heads are numbered batch-major: [B · H].
+  private(set) var queryMeans = Region()  // [B·Hq][D] float
+  private(set) var rotatedQueryMeans = Region()  // [B·Hq][D] float
+  private(set) var keyMeans = Region()  // [B·Hkv][D] float
+  private(set) var querySums = Region()  // [B·Hq][sum blocks][D] float
+  private(set) var keySums = Region()  // [B·Hkv][sum blocks][D] float
+  private(set) var largest = Region()  // [survey items] float
+  private(set) var firstBad = Region()  // [survey items] Int64
+  private(set) var keyCodes = Region()  // [B·Hkv][Nk][D] int8, or 4-bit groups
+  private(set) var keyScales = Region()  // [B·Hkv][Nk] float
+  private(set) var biases = Region()  // [B·Hq][Nk] float
+  private(set) var folds = Region()  // [B·Hkv][Nk] float, with softcap
+  private(set) var valueMaxima = Region()  // [B·Hkv][Nk] float
+  private(set) var valueMultipliers = Region()  // [B·Hkv][Nk] float
+  private(set) var valueCodes = Region()  // [B·Hkv][Nk][Dv] int8, or 4-bit tokens
+  private(set) var weights = Region()  // [B·Hkv][Nk] int8
+  private(set) var realWeights = Region()  // [B·Hkv][Nk] float
+  private(set) var valueUnits = Region()  // [B·Hkv] float; negative: the row sum is exact
+  private(set) var seats = Region()  // [threads] of what one thread needs
+
+  // Inside a seat.
+  private(set) var seatByteCount = 0
+  private(set) var queryCodes = Region()  // [block][D] int8
+  private(set) var queryScales = Region()  // [block] float
+  private(set) var queryRows = Region()  // [block][D] float
+  private(set) var rowShifts = Region()  // [block] float, natural units
+  private(set) var scaledShifts = Region()  // [block] float, in the kernel's units
+  private(set) var out = Region()  // [2][block][Dv] float
+  private(set) var total = Region()  // [2][block] float
+  private(set) var reference = Region()  // [2][block] float
+  private(set) var codes = Region()  // [prepass rows][max(D, Dv)] int8, before packing in 4 bits
+  private(set) var scratch = Region()
+
+  /// A part of the block: `offset` bytes from its beginning, cache-line aligned.
+  struct Region: Hashable, Sendable {
+    var offset = 0
+    /// Bytes per head, or of the whole.
+    var stride = 0
+  }
+
+  init(_ call: CPUKernel) {
+    let shape = call.descriptor.shape
+    let recipe = call.descriptor.recipe
+    let queryHeads = shape.batchCount * shape.queryHeadCount
+    let keyHeads = shape.batchCount * shape.keyValueHeadCount
+    let (d, dv, keys) = (shape.headDimension, shape.valueDimension, shape.keyValueLength)
+    let float = MemoryLayout<Float>.size
+
+    largest = take(float * call.surveyItemCount)
+    firstBad = take(MemoryLayout<Int64>.size * call.surveyItemCount)
+    if recipe.queryCentering == .head {
+      let blocks = CPUTileSizes.pieceCount(shape.queryLength, HeadRows.sumBlock)
+      querySums = take(float * blocks * d, heads: queryHeads)
+      queryMeans = take(float * d, heads: queryHeads)
+      rotatedQueryMeans = take(float * d, heads: queryHeads)
+    }
+    if recipe.centersKey {
+      let blocks = CPUTileSizes.pieceCount(keys, HeadRows.sumBlock)
+      keySums = take(float * blocks * d, heads: keyHeads)
+      keyMeans = take(float * d, heads: keyHeads)
+    }
+    if call.method.hasIntegerScores {
+      keyCodes = take(call.keyBytesPerHead, heads: keyHeads)
+      keyScales = take(float * keys, heads: keyHeads)
+      biases = take(float * keys, heads: queryHeads)
+    }
+    if call.method.hasIntegerValues {
+      valueCodes = take(call.valueBytesPerHead, heads: keyHeads)
+      valueMultipliers = take(float * keys, heads: keyHeads)
+    }
+    if case .tiles = call.method {
+      valueMaxima = take(float * keys, heads: keyHeads)
+      weights = take(keys, heads: keyHeads)
+      realWeights = take(float * keys, heads: keyHeads)
+      valueUnits = take(float, heads: keyHeads)
+      if call.descriptor.options.softcap != nil { folds = take(float * keys, heads: keyHeads) }
+    }
+
+    let start = byteCount
+    let block = call.tileSizes.queryBlockLength
+    queryCodes = take(block * d)
+    queryScales = take(float * block)
+    queryRows = take(float * block * d)
+    rowShifts = take(float * block)
+    scaledShifts = take(float * block)
+    out = take(float * block * dv, heads: 2)
+    total = take(float * block, heads: 2)
+    reference = take(float * block, heads: 2)
+    if call.method.hasPackedOperand {
+      codes = take(call.tileSizes.prepassLength * max(d, dv))
+    }
+    scratch = take(call.scratchByteCount)
+    seatByteCount = byteCount - start
+    seats = Region(offset: start, stride: seatByteCount)
+    byteCount = start + seatByteCount * call.threadCount
+  }
+
+  private mutating func take(_ bytes: Int, heads: Int = 1) -> Region {
+    let stride = (bytes + 63) & ~63
+    defer { byteCount += stride * heads }
+    return Region(offset: byteCount, stride: stride)
+  }
+}
+
+/// Memory for one call at a time; kept by its kernel for the next.
+@safe
+final class CPUWorkspace: @unchecked Sendable {
+  // Sendable: a call takes it out of the kernel's store, so only that call's threads use it.
+  let base: UnsafeMutableRawPointer
+
+  init(byteCount: Int) throws(AttentionError) {
+    guard let base = unsafe AlignedMemory.allocate(byteCount: byteCount, zeroed: false) else {
+      throw AttentionError(.outOfMemory, "no memory for a workspace of \(byteCount) bytes")
+    }
+    unsafe self.base = base
+  }
+
+  deinit {
+    unsafe free(base)
+  }
+}

@@ -1,0 +1,26 @@
+internal import CAttentionKernels
+
+/// A set of processor instructions that kernels are written for.
+public enum InstructionSet: String, Sendable, Hashable, CaseIterable {
+  /// Plain C, on every processor.
+  case portable
+
+  /// Those that this build has kernels for and this machine can run, the fastest last.
+  public static var supported: [InstructionSet] { allCases.filter(\.isSupported) }
+
+  /// The fastest of ``supported``.
+  public static var best: InstructionSet { supported.last ?? .portable }
+
+  /// Whether this build has kernels for it and this machine can run them.
+  public var isSupported: Bool { unsafe intfa_cpu_kernels_for(kernelSet) != nil }
+
+  /// What the kernels' table calls it.
+  var kernelSet: intfa_isa {
+    switch self {
+    case .portable: INTFA_PORTABLE
+    }
+  }
+
+  /// Processors that this process may run on.
+  package static var processorCount: Int { Int(intfa_processor_count()) }
+}

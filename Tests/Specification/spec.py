@@ -1,0 +1,541 @@
+#!/usr/bin/env python3
+"""Executable specification of every precision of int-flash-attention (NumPy only).
+
+    python spec.py FILE.safetensors ...            every recipe against attention in float64
+    python spec.py --synthetic normal --n 1024     the same on random data (normal, uniform or rand01)
+    python spec.py --report FILE.safetensors ...   the tables of README.md beside this file
+    python spec.py --selftest                      checks of this file itself
+
+    o, lse = attention(q, k, v, recipe="int8", scale=0.125, mask="causal", return_lse=True)
+    q [Hq, Nq, d], k [Hkv, Nk, d], v [Hkv, Nk, dv]; query head h reads key/value head h // (Hq // Hkv).
+
+Masks: "full"; "causal"; "sliding:L,R", where row i sees keys i + off - L ... i + off + R. off = Nk - Nq aligns the
+last row with the last key, and causal is sliding with R = 0 and no left end. A row that sees no key yields zeros and a
+log-sum-exp of -inf. Means, scales and groups are over all rows and keys of a head, seen or not.
+
+Integer matrix products are carried in float32, which is exact while every partial sum stays below 2**24;
+int_matmul() asserts that bound and --selftest compares it with true integer arithmetic.
+"""
+import argparse
+import json
+import struct
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+LOG2E = 1.4426950408889634
+NEG = np.float32(-1e30)          # start value of the running maximum; finite, so that NEG - NEG is 0 and not NaN
+SMALLEST = np.float32(2.0**-100)  # smallest maximum a scale is derived from: an all-zero row gets codes 0
+STEPS = 64                       # unit of the scores of the integer recipes: 2^(1/64)
+V_FLOOR = 0.125                  # smallest scale of a token of V, as a fraction of the mean scale of its head
+V_LIMIT = 127 * V_FLOOR          # largest token of V, in means, for which the row sum is taken over codes
+
+# ------------------------------------------------------------------------------------------------ recipes
+# q, k, v    number formats, see quantise() and quantise_v()
+# rotate_qk  multiply Q and K by the orthonormal Hadamard matrix;  rotate_v: V too, and the output back
+# mean_k     subtract the mean of K over the keys, channel by channel.  It shifts whole rows of scores, which only the
+#            log-sum-exp and the softcap can see; both add it again
+# mean_q     0: no;  -1: subtract one mean of Q per head;  n: one mean per n query rows.  The part taken out returns
+#            as an additive bias per key, mean . k_j, computed with K before quantisation
+# p          255 / 127: P as an integer 0..p;  otherwise P in that format (float8 carries 256 P)
+# power      "table": 2^x in steps of 1/64 by table and shift;  "real": exp2 in float32
+# max        "run": P is relative to the running row maximum;  "tile": relative to the maximum of the current tile
+# l          the row sum.  "codes": of the rounded P;  "exact": of P before rounding;  "auto": by V_LIMIT, head by head
+# first, tile  keys in the first tile and in every other one
+# original   the arithmetic of the published forms (prepare_original)
+_BEST = dict(rotate_qk=True, rotate_v=True, mean_q=-1, p=255, power="table", max="tile", l="auto", first=64, tile=128)
+_FIRST = dict(rotate_qk=True, rotate_v=True, mean_q=-1, p=255, max="tile", l="codes", original=True)
+RECIPES = {
+    "float32":           dict(q="float32", k="float32", v="float32", p="float32"),
+    "float16":           dict(q="float16", k="float16", v="float16", p="float16"),
+    "bfloat16":          dict(q="bfloat16", k="bfloat16", v="bfloat16", p="bfloat16"),
+    "float8":            dict(q="float8", k="float8", v="float8", p="float8", first=128, tile=128),
+    "int8QueryKeyPaper": dict(q="int8", k="int8", v="float16", p="float16"),
+    "int8QueryKey":      dict(q="int8", k="int8", v="float16", rotate_qk=True, mean_k=True, mean_q=-1, p="float16"),
+    "int8Paper":         dict(q="int8", k="int8", v="int8_head", p=127),
+    "int8":              dict(q="int8", k="int8", v="int8_unit", mean_k=True, **_BEST),
+    "int4":              dict(q="int8", k="int4_block", v="int8_unit", **_BEST),
+    "int4KeyValue":      dict(q="int8", k="int4_block", v="int4_unit", **_BEST),
+    "int4QueryKey":      dict(q="int4", k="int4", v="int8_unit", mean_k=True, **{**_BEST, "mean_q": 64}),
+    # Published forms, for comparison only: tiles of 64, real V scales, exp2, codes in the row sum.
+    "int8Minimal":           dict(q="int8", k="int8", v="int8_token", p=127, max="tile", l="codes", original=True),
+    "int8_original":         dict(q="int8", k="int8", v="int8_token", mean_k=True, **_FIRST),
+    "int4_original":         dict(q="int8", k="int4_block", v="int8_token", **_FIRST),
+    "int4KeyValue_original": dict(q="int8", k="int4_block", v="int4_token", **_FIRST),
+}
+DEFAULTS = dict(rotate_qk=False, rotate_v=False, mean_k=False, mean_q=0, power="real", max="run", l="exact", first=64,
+                tile=64, original=False, v_limit=V_LIMIT)
+PRODUCT = [name for name in RECIPES if not RECIPES[name].get("original")]
+ORIGINAL = {"int8": "int8_original", "int4": "int4_original", "int4KeyValue": "int4KeyValue_original"}
+
+
+# ------------------------------------------------------------------------------------------------ number formats
+def round_float16(x):
+    return x.astype(np.float16).astype(np.float32)
+
+
+def round_bfloat16(x):
+    """Nearest bfloat16, ties to even, returned as float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def round_float8(x):
+    """Nearest e4m3 (1-4-3, bias 7, largest 448, saturating, ties to even), returned as float32."""
+    x = np.clip(np.asarray(x, np.float32), -448.0, 448.0)
+    _, e = np.frexp(x)
+    step = np.ldexp(np.float32(1), np.maximum(e - 1, -6) - 3)
+    return (np.rint(x / step) * step).astype(np.float32)
+
+
+ROUND = {"float32": lambda x: x, "float16": round_float16, "bfloat16": round_bfloat16, "float8": round_float8}
+
+
+def hadamard(d):
+    """Orthonormal Hadamard matrix; for d that is no power of two, equal diagonal blocks of the largest one dividing d."""
+    p = d & -d
+    h = np.ones((1, 1), np.float32)
+    while len(h) < p:
+        h = np.block([[h, h], [h, -h]])
+    return (np.kron(np.eye(d // p, dtype=np.float32), h) / np.sqrt(np.float32(p))).astype(np.float32)
+
+
+def rotate(x):
+    """x @ hadamard(d) * sqrt(p), p the size of its blocks, as log2(p) rounds of sums and differences.
+
+    The missing factor 1/sqrt(p) is made up where a float32 factor is applied anyway (1/p for a product of two)."""
+    d = x.shape[-1]
+    p, x, stride = d & -d, np.array(x, np.float32), 1
+    while stride < p:
+        pairs = x.reshape(*x.shape[:-1], d // (2 * stride), 2, stride)
+        x = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(x.shape)
+        stride *= 2
+    return x
+
+
+def mean_rows(x):
+    """Mean over the rows of [H, N, d]: float32 sums of 256 rows in order, these added in float64."""
+    total = np.zeros((x.shape[0], x.shape[2]))
+    for a in range(0, x.shape[1], 256):
+        total += np.add.accumulate(x[:, a:a + 256], 1, np.float32)[:, -1]
+    return (total / x.shape[1]).astype(np.float32)
+
+
+def dot(a, b):
+    """Inner products over the last axis in float32: sixteen partial sums, then halves onto halves."""
+    x = np.asarray(a * b, np.float32)
+    x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % 16), np.float32)], -1)
+    lanes = np.zeros((*x.shape[:-1], 16), np.float32)
+    for c in range(0, x.shape[-1], 16):
+        lanes = lanes + x[..., c:c + 16]
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+def regroup_int4(x8, axis, group):
+    """int8 codes -> 4-bit codes with an integer step and offset per group -> the int8 codes they stand for.
+    axis 1: groups of `group` tokens per channel (the last may be short);  axis 2: groups of channels of one token."""
+    out = np.empty_like(x8)
+    for a in range(0, x8.shape[axis], group):
+        sl = (slice(None),) * axis + (slice(a, a + group),)
+        g = x8[sl]
+        lo, hi = g.min(axis, keepdims=True), g.max(axis, keepdims=True)
+        step = np.maximum(np.ceil((hi - lo) / 15), 1)
+        code = np.clip(np.rint((g - lo) / step), 0, 15)          # stored: 4 bits; step and lo: one byte each
+        out[sl] = np.clip(code * step + lo, -127, 127)
+    return out
+
+
+def quantise_rows_int4(x, smallest=SMALLEST):
+    """Symmetric int4 per token, -8..7, with the clipping factor of least squared error per row."""
+    s0 = np.maximum(np.abs(x).max(-1), smallest) / np.float32(7)
+    best = None
+    for c in np.float32([1, .95, .9, .85, .8, .75, .7]):
+        s = s0 * c
+        code = np.clip(np.rint(x / s[..., None]), -8, 7)
+        err = ((code * s[..., None] - x) ** 2).sum(-1)
+        if best is None:
+            best = [code, s, err]
+        else:
+            t = err < best[2]
+            best = [np.where(t[..., None], code, best[0]), np.where(t, s, best[1]), np.where(t, err, best[2])]
+    return best[0], best[1]
+
+
+def largest(x, axes):
+    return np.maximum(np.abs(x).max(axes, keepdims=True), SMALLEST)
+
+
+def int8_codes(x, multiplier):
+    return np.clip(np.rint(x * multiplier), -127, 127)
+
+
+def quantise(x, fmt):
+    """Rows of Q or K -> codes [H, N, d], scale [H, N]."""
+    if fmt in ("float32", "float16", "bfloat16"):
+        return ROUND[fmt](x), np.ones(x.shape[:2], np.float32)
+    if fmt == "float8":                                          # one scale per head
+        m = largest(x, (1, 2))
+        return round_float8(x * (448 / m)), np.broadcast_to((m / 448)[..., 0], x.shape[:2])
+    if fmt in ("int8", "int4_block"):                            # one scale per token
+        m = largest(x, 2)
+        code = int8_codes(x, 127 / m)
+        return (regroup_int4(code, 1, 32) if fmt == "int4_block" else code), (m / 127)[..., 0]
+    if fmt == "int4":
+        return quantise_rows_int4(x)
+    raise ValueError(fmt)
+
+
+def quantise_v(x, fmt, limit=V_LIMIT):
+    """V -> codes, n [H, N] (the weight of a token in the row sum), factor [H] (of the output), integer [H].
+
+    int8_unit: the scale of a token is unit / n_j, and n_j = 127 is the floor, an eighth of the mean scale. As long as
+    no token is `limit` times the mean, n_j is an integer, so that the row sum over codes is one integer inner product.
+    Otherwise it is real, and the row sum has to be taken before P is rounded: a token that large takes all codes of its
+    tile, and the mass of its neighbours would be missing from the sum."""
+    shape = x.shape[:2]
+    if fmt in ("float32", "float16", "bfloat16"):
+        return ROUND[fmt](x), np.ones(shape, np.float32), np.ones(len(x), np.float32), np.zeros(len(x), bool)
+    if fmt in ("float8", "int8_head"):
+        levels = 448 if fmt == "float8" else 127
+        m = largest(x, (1, 2))
+        code = round_float8(x * (448 / m)) if fmt == "float8" else int8_codes(x, 127 / m)
+        return code, np.ones(shape, np.float32), (m / levels)[:, 0, 0], np.zeros(len(x), bool)
+    if fmt in ("int8_unit", "int4_unit"):
+        a = largest(x, 2)[..., 0]
+        mean = a.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+        unit = mean * np.float32(V_FLOOR)
+        n = np.float32(127) * unit / a
+        integer = a.max(1) <= np.float32(limit) * mean[:, 0]
+        n = np.where(integer[:, None], np.clip(np.floor(n), 1, 127), np.minimum(n, 127)).astype(np.float32)
+        code = int8_codes(x, (n / unit)[..., None])
+        return (regroup_int4(code, 2, 16) if fmt == "int4_unit" else code), n, unit[:, 0], integer
+    raise ValueError(fmt)
+
+
+# ------------------------------------------------------------------------------------------------ operands
+@dataclass
+class Operands:
+    """What the loop over the tiles reads. Scores are in units of 2^(1/steps)."""
+    steps: int
+    query: np.ndarray        # [Hq, Nq, d]
+    query_scale: np.ndarray  # [Hq, Nq]  multiplies every product of the row, softmax scale included
+    key: np.ndarray          # [Hk, Nk, d]
+    key_scale: np.ndarray    # [Hk, Nk]
+    bias: np.ndarray         # [Hq, blocks of query rows, Nk]  of the mean of Q
+    shift: np.ndarray        # [Hq, Nq]  what centring K took from every score of the row, in natural units
+    value: np.ndarray        # [Hk, Nk, dv]
+    fold: np.ndarray         # [Hk, Nk]  the scale of V as an addition to the score
+    weight: np.ndarray       # [Hk, Nk]  what takes it out of the row sum again
+    codes: np.ndarray        # [Hk]      whether the row sum is over rounded P
+    factor: np.ndarray       # [Hk]      of the output
+
+
+def row_blocks(nq, mean_q):
+    block = nq if mean_q <= 0 else mean_q
+    return [(a, min(nq, a + block)) for a in range(0, nq, block)]
+
+
+def prepare(q, k, v, r, scale):
+    d, dv, group = q.shape[2], v.shape[2], len(q) // len(k)
+    steps = STEPS if r["power"] == "table" else 1
+    shift = np.zeros(q.shape[:2], np.float32)
+    if r["mean_k"]:
+        mean = mean_rows(k)
+        shift = np.float32(scale) * dot(q, np.repeat(mean, group, 0)[:, None])
+        k = k - mean[:, None]
+    blocks = row_blocks(q.shape[1], r["mean_q"])
+    means = np.zeros((len(q), len(blocks), d), np.float32)
+    if r["mean_q"]:
+        q = q.copy()
+        for b, (a, e) in enumerate(blocks):
+            means[:, b] = mean_rows(q[:, a:e])
+            q[:, a:e] -= means[:, b, None]
+    if r["rotate_qk"]:
+        q, k, means = rotate(q), rotate(k), rotate(means)
+    per_product = np.float32(scale * LOG2E * steps / (d & -d if r["rotate_qk"] else 1))
+    bias = np.zeros((len(q), len(blocks), k.shape[1]), np.float32)
+    if r["mean_q"]:
+        for b in range(len(blocks)):
+            bias[:, b] = per_product * dot(np.repeat(k, group, 0), means[:, b, None])
+    query, query_scale = quantise(q, r["q"])
+    key, key_scale = quantise(k, r["k"])
+    value, n, factor, integer = quantise_v(rotate(v) if r["rotate_v"] else v, r["v"], r["v_limit"])
+    if r["rotate_v"]:
+        factor = factor / np.float32(dv & -dv)
+    codes = integer if r["l"] == "auto" else np.full(len(k), r["l"] == "codes")
+    return Operands(steps, query, query_scale * per_product, key, key_scale, bias, shift, value,
+                    -np.float32(steps) * np.log2(n), n, codes, factor)
+
+
+def prepare_original(q, k, v, r, scale):
+    d, dv, group = q.shape[2], v.shape[2], len(q) // len(k)
+    tiny = np.float32(1e-10)
+    sc = np.float32(scale * LOG2E)
+    shift = np.zeros(q.shape[:2], np.float32)
+    if r["mean_k"]:
+        mean = k.mean(1, keepdims=True)
+        shift = np.float32(scale) * (q * np.repeat(mean, group, 0)).sum(-1)
+        k = k - mean
+    if r["rotate_qk"]:
+        q, k = q @ hadamard(d), k @ hadamard(d)
+    bias = np.zeros((len(q), 1, k.shape[1]), np.float32)
+    if r["mean_q"]:
+        mean = q.mean(1)
+        q = q - mean[:, None]
+        bias[:, 0] = sc * np.einsum("hnd,hd->hn", np.repeat(k, group, 0), mean)
+
+    def rows(x):
+        s = np.maximum(np.abs(x).max(-1), tiny) / np.float32(127)
+        return np.clip(np.rint(x / s[..., None]), -127, 127), s
+
+    query, query_scale = rows(q)
+    key, key_scale = rows(k)
+    if r["k"] == "int4_block":
+        key = regroup_int4(key, 1, 32)
+    if r["rotate_v"]:
+        v = v @ hadamard(dv)
+    s = np.maximum(np.abs(v).max(-1), tiny) / np.float32(127)
+    s = np.maximum(s, np.float32(V_FLOOR) * s.mean(1, keepdims=True))
+    value = np.clip(np.rint(v / s[..., None]), -127, 127)
+    if r["v"] == "int4_token":
+        value = regroup_int4(value, 2, 16)
+    return Operands(1, query, query_scale, key, key_scale * sc, bias, shift, value, np.log2(s), 1 / s,
+                    np.full(len(k), r["l"] == "codes"), np.ones(len(k), np.float32))
+
+
+# ------------------------------------------------------------------------------------------------ attention
+_TABLE = np.rint(255 * 256 * 2.0 ** (-np.arange(64) / 64)).astype(np.uint32)           # fits in 16 bits
+_REAL_TABLE = (255 * 2.0 ** (-np.arange(64) / 64)).astype(np.float32)
+
+
+def table_powers(distance):
+    """255 * 2^(-distance/64) for whole distances: rounded to 0..255, and unrounded."""
+    steps = np.minimum(np.rint(distance), 2047).astype(np.int32)
+    codes = ((_TABLE[steps & 63] >> (steps >> 6)) + 128) >> 8
+    return codes.astype(np.float32), np.ldexp(_REAL_TABLE[steps & 63], -(steps >> 6))
+
+
+def int_matmul(a, b, bound_a, bound_b):
+    """Product of integer matrices held in float32, exact because no partial sum can reach 2**24."""
+    assert bound_a * bound_b * a.shape[-1] < 2 ** 24, "use real int32 for this size"
+    return a @ b
+
+
+def tiles(n, first, tile):
+    ends = [min(n, first)] + list(range(first + tile, n + tile, tile)) if n > first else [n]
+    return [(a, min(n, e)) for a, e in zip([0] + ends, ends)]
+
+
+def visible(mask, rows, keys, offset):
+    """Which of the keys [a, e) the rows [a, e) see: booleans [rows, keys]."""
+    i, j = np.arange(*rows)[:, None] + offset, np.arange(*keys)[None]
+    if mask == "full":
+        return np.ones((i.size, j.size), bool)
+    if mask == "causal":
+        return j <= i
+    left, right = (int(x) for x in mask.removeprefix("sliding:").split(","))
+    return (j >= i - left) & (j <= i + right)
+
+
+def attention(q, k, v, recipe="int8", scale=None, mask="full", softcap=None, return_lse=False, out=np.float32, **changes):
+    """The recipe's result [Hq, Nq, dv], and with return_lse the natural log-sum-exp of the logits [Hq, Nq].
+    Further keywords change the recipe: attention(..., "int8", l="exact", tile=64)."""
+    r = {**DEFAULTS, **RECIPES[recipe], **changes}
+    (hq, nq, d), (hk, nk, _), dv = q.shape, k.shape, v.shape[2]
+    scale = d ** -0.5 if scale is None else scale
+    q, k, v = (np.asarray(x).astype(np.float32) for x in (q, k, v))
+    x = (prepare_original if r["original"] else prepare)(q, k, v, r, scale)
+    unit = np.float32(1 / x.steps)
+    ints = r["q"].startswith("int")
+    levels = np.float32(r["p"] if isinstance(r["p"], int) else 256 if r["p"] == "float8" else 1)
+
+    o = np.zeros((hq, nq, dv), np.float32)
+    lse = np.full((hq, nq), -np.inf)
+    for h in range(hq):
+        g = h // (hq // hk)
+        for block, (begin, end) in enumerate(row_blocks(nq, r["mean_q"])):
+            bias = x.bias[h, block] if softcap else x.bias[h, block] + x.fold[g]
+            for i0 in range(begin, end, 256):
+                i1 = min(end, i0 + 256)
+                m = np.full(i1 - i0, NEG)
+                l = np.zeros(i1 - i0, np.float32)
+                acc = np.zeros((i1 - i0, dv), np.float32)
+                for j0, j1 in tiles(nk, r["first"], r["tile"]):
+                    seen = visible(mask, (i0, i1), (j0, j1), nk - nq)
+                    if not seen.any():
+                        continue
+                    a, b = x.query[h, i0:i1], x.key[g, j0:j1].T
+                    s = int_matmul(a, b, 127, 127) if ints else a @ b                        # int32
+                    row, key = x.query_scale[h, i0:i1, None], x.key_scale[g, None, j0:j1]
+                    s = (s * (row * key) if r["original"] else s * key * row) + bias[j0:j1]
+                    if softcap:
+                        cap = np.float32(softcap * LOG2E * x.steps)
+                        shift = x.shift[h, i0:i1, None] * np.float32(LOG2E * x.steps)
+                        s = cap * np.tanh((s + shift) / cap) + x.fold[g, j0:j1]
+                    s = np.where(seen, s, np.float32(-np.inf))
+                    t = np.maximum(s.max(1), NEG)                # NEG where the tile is wholly masked for a row
+                    m_new = np.maximum(m, t)
+                    ref = t if r["max"] == "tile" else m_new
+                    alpha, beta = np.exp2((m - m_new) * unit), np.exp2((ref - m_new) * unit)
+                    if r["power"] == "table":
+                        pc, p = table_powers(ref[:, None] - s)   # the largest is exactly 255
+                        p = p * seen
+                    else:
+                        p = np.exp2(s - ref[:, None]) * levels
+                        pc = np.floor(p + np.float32(0.5)) if ints and isinstance(r["p"], int) else ROUND[r["p"]](p)
+                    vt = x.value[g, j0:j1]
+                    pv = int_matmul(pc, vt, r["p"], 127) if isinstance(r["p"], int) else pc @ vt
+                    w = pc if x.codes[g] else p
+                    l = l * alpha + beta * (w @ x.weight[g, j0:j1])
+                    acc = acc * alpha[:, None] + beta[:, None] * pv
+                    m = m_new
+                some = l > 0
+                o[h, i0:i1] = np.where(some[:, None], acc * x.factor[g] / np.where(some, l, 1)[:, None], 0)
+                log = np.log(2) * (m.astype(np.float64) / x.steps + np.log2(np.where(some, l, 1) / np.float64(levels)))
+                lse[h, i0:i1] = np.where(some, log + (0 if softcap else x.shift[h, i0:i1]), -np.inf)
+    if r["rotate_v"]:
+        o = o @ hadamard(dv) if r["original"] else rotate(o)
+    o = o.astype(out)
+    return (o, lse.astype(np.float32)) if return_lse else o
+
+
+def reference(q, k, v, scale=None, mask="full", softcap=None, return_lse=False):
+    """The same attention in float64, from the stored inputs."""
+    (hq, nq, d), (hk, nk, _) = q.shape, k.shape
+    scale = d ** -0.5 if scale is None else scale
+    o, lse = np.zeros((hq, nq, v.shape[2])), np.zeros((hq, nq))
+    for h in range(hq):
+        g = h // (hq // hk)
+        for i0 in range(0, nq, 512):
+            i1 = min(nq, i0 + 512)
+            s = q[h, i0:i1].astype(np.float64) @ k[g].astype(np.float64).T * scale
+            s = softcap * np.tanh(s / softcap) if softcap else s
+            s[~visible(mask, (i0, i1), (0, nk), nk - nq)] = -np.inf
+            m = s.max(1, keepdims=True)
+            m = np.where(np.isfinite(m), m, 0)
+            p = np.exp(s - m)
+            z = p.sum(1, keepdims=True)
+            o[h, i0:i1] = p @ v[g].astype(np.float64) / np.where(z > 0, z, 1)
+            lse[h, i0:i1] = np.where(z > 0, np.log(np.where(z > 0, z, 1)) + m, -np.inf)[:, 0]
+    return (o, lse) if return_lse else o
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+def rel_l1(a, b):
+    """sum|a - b| / sum|b|: the gate metric.  NaN or infinity anywhere in a makes it NaN or infinite: never below a bound."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.abs(a - b).sum() / np.abs(b).sum())
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def rmse(a, b):
+    return float(np.sqrt(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)))
+
+
+def mre(a, b):
+    """mean of |a - b| / (|b| + 1e-5), element by element: dominated by the outputs that happen to lie near zero."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.mean(np.abs(a - b) / (np.abs(b) + 1e-5)))
+
+
+# ------------------------------------------------------------------------------------------------ files
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+
+
+def load_safetensors(path):
+    with open(path, "rb") as f:
+        raw = f.read()
+    size, = struct.unpack("<Q", raw[:8])
+    head, body = json.loads(raw[8:8 + size]), raw[8 + size:]
+    meta = head.pop("__metadata__", {})
+    return {n: np.frombuffer(body[slice(*t["data_offsets"])], _TYPES[t["dtype"]]).reshape(t["shape"]) for n, t in head.items()}, meta
+
+
+def load_problem(path):
+    """-> q, k, v, dict(scale, mask, softcap)"""
+    t, meta = load_safetensors(path)
+    mask = meta.get("mask") or ("causal" if meta.get("causal", "1") == "1" else "full")
+    softcap = float(meta["softcap"]) if "softcap" in meta else None
+    return t["q"], t["k"], t["v"], dict(scale=float(meta.get("scale", t["q"].shape[2] ** -0.5)), mask=mask, softcap=softcap)
+
+
+def synthetic(kind, n, heads=1, dim=64, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = {"normal": rng.standard_normal, "uniform": lambda s: rng.random(s) - 0.5, "rand01": rng.random}[kind]
+    return [draw((heads, n, dim)).astype(np.float16) for _ in range(3)]
+
+
+# ------------------------------------------------------------------------------------------------ report
+def percent(*errors):
+    return " | ".join(f"{100 * e:.3f}" for e in errors)
+
+
+def compare(title, q, k, v, options):
+    exact = reference(q, k, v, **options)
+    cells = []
+    for name, original in ORIGINAL.items():
+        a, b = attention(q, k, v, name, **options), attention(q, k, v, original, **options)
+        cells += [rel_l1(a, exact), rel_l1(b, exact), rel_l1(a, b)]
+    print(f"| {title} | {percent(*cells)} |", flush=True)
+
+
+def robustness_cases(q, k, v):
+    """The inputs that break careless recipes: (title, q, k, v)."""
+    q, k, v = (x.astype(np.float32) for x in (q, k, v))
+    n = k.shape[1]
+
+    def with_value(token, factor, rows=n):
+        w = v[:, :rows].copy()
+        w[:, token] *= factor
+        return q[:, :rows], k[:, :rows], w
+
+    yield "unchanged", q, k, v
+    yield "V[0] = 0", *with_value(0, 0)
+    yield "V = 1", q, k, np.ones_like(v)
+    for rows in (n, 600):
+        token = min(500, rows - 100)
+        for factor in (50, 200, 500, 2000):
+            if rows <= n:
+                yield f"N = {rows}, V[{token}] × {factor}", *with_value(token, factor, rows)
+    channel = k.copy()
+    channel[..., 5] += 60
+    yield "K channel 5 + 60", q, channel, v
+    yield "Q × 0", q * 0, k, v
+    yield "Q, K × 2", q * 2, k * 2, v
+    rows = min(777, n - 23)
+    yield f"N = {rows}", q[:, :rows], k[:, :rows], v[:, :rows]
+
+
+def report(files):
+    print("relL1 in % against float64, and between product and original.\n")
+    names = " | ".join(f"{n} | original | distance" for n in ORIGINAL)
+    print(f"| input | {names} |\n|---|{'---|' * 3 * len(ORIGINAL)}")
+    for path in files:
+        q, k, v, options = load_problem(path)
+        compare(path.split("/")[-1], q, k, v, options)
+    for kind in ("normal", "uniform"):
+        for n in (1024, 4096):
+            q, k, v = synthetic(kind, n)
+            compare(f"{kind}, N = {n}", q[:, :1024], k, v, dict(scale=0.125))
+    names = ("int8", "int8_original", "int4", "int4_original")
+    for path in files:
+        q, k, v, options = load_problem(path)
+        print(f"\n{path.split('/')[-1]}, causal then full, relL1 in %; int8's row sum per key/value head.\n")
+        print(f"| case | row sum | {' | '.join(names)} | {' | '.join('full ' + n for n in names)} |\n|---|---|{'---|' * 8}")
+        for title, a, b, c in robustness_cases(q, k, v):
+            r = {**DEFAULTS, **RECIPES["int8"]}
+            codes = prepare(a, b, c, r, options["scale"]).codes
+            cells = []
+            for mask in ("causal", "full"):
+                exact = reference(a, b, c, options["scale"], mask)
+                cells += [rel_l1(attention(a, b, c, n, options["scale"], mask), exact) for n in names]
+            print(f"| {title} | {', '.join('codes' if x else 'exact' for x in codes)} | {percent(*cells)} |", flush=True)
