@@ -30,7 +30,8 @@ NEG = np.float32(-1e30)          # start value of the running maximum; finite, s
 SMALLEST = np.float32(2.0**-100)  # smallest maximum a scale is derived from: an all-zero row gets codes 0
 STEPS = 64                       # unit of the scores of the integer recipes: 2^(1/64)
 V_FLOOR = 0.125                  # smallest scale of a token of V, as a fraction of the mean scale of its head
-V_LIMIT = 127 * V_FLOOR          # largest token of V, in means, for which the row sum is taken over codes
+V_LIMIT = 4                      # a token of V that is larger than this many means is an outlier
+OUTLIER_TILE = 64                # keys per tile of a head whose V has outliers
 
 # ------------------------------------------------------------------------------------------------ recipes
 # q, k, v    number formats, see quantise() and quantise_v()
@@ -42,7 +43,8 @@ V_LIMIT = 127 * V_FLOOR          # largest token of V, in means, for which the r
 # p          255 / 127: P as an integer 0..p;  otherwise P in that format (float8 carries 256 P)
 # power      "table": 2^x in steps of 1/64 by table and shift;  "real": exp2 in float32
 # max        "run": P is relative to the running row maximum;  "tile": relative to the maximum of the current tile
-# l          the row sum.  "codes": of the rounded P;  "exact": of P before rounding;  "auto": by V_LIMIT, head by head
+# l          the row sum.  "codes": of the rounded P;  "exact": of P before rounding;  "auto": "exact" for the heads whose
+#            V has outliers, "codes" for the others
 # first, tile  keys in the first tile and in every other one
 # original   the arithmetic of the published forms (prepare_original)
 _BEST = dict(rotate_qk=True, rotate_v=True, mean_q=-1, p=255, power="table", max="tile", l="auto", first=64, tile=128)
@@ -190,13 +192,18 @@ def quantise(x, fmt):
     raise ValueError(fmt)
 
 
+def masked_mean(a, keep):
+    return (np.sum(a, 1, np.float64, keepdims=True, where=keep) / keep.sum(1, keepdims=True)).astype(np.float32)
+
+
 def quantise_v(x, fmt, limit=V_LIMIT):
     """V -> codes, n [H, N] (the weight of a token in the row sum), factor [H] (of the output), integer [H].
 
     int8_unit: the scale of a token is unit / n_j, and n_j = 127 is the floor, an eighth of the mean scale. As long as
-    no token is `limit` times the mean, n_j is an integer, so that the row sum over codes is one integer inner product.
-    Otherwise it is real, and the row sum has to be taken before P is rounded: a token that large takes all codes of its
-    tile, and the mass of its neighbours would be missing from the sum."""
+    no token exceeds `limit` means, n_j is an integer, and the row sum over codes is one integer inner product, in which
+    the rounding errors of P cancel those of P V. A larger token takes all codes of its tile, and the mass of its
+    neighbours would be missing from that sum: then n_j is real, the row sum is taken before P is rounded, the tiles are
+    short (fewer neighbours), and the mean leaves out the outliers."""
     shape = x.shape[:2]
     if fmt in ("float32", "float16", "bfloat16"):
         return ROUND[fmt](x), np.ones(shape, np.float32), np.ones(len(x), np.float32), np.zeros(len(x), bool)
@@ -207,10 +214,11 @@ def quantise_v(x, fmt, limit=V_LIMIT):
         return code, np.ones(shape, np.float32), (m / levels)[:, 0, 0], np.zeros(len(x), bool)
     if fmt in ("int8_unit", "int4_unit"):
         a = largest(x, 2)[..., 0]
-        mean = a.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+        mean = masked_mean(a, np.ones(shape, bool))
+        integer = a.max(1) <= np.float32(limit) * mean[:, 0]
+        mean = masked_mean(a, a <= np.float32(max(limit, 1)) * mean)         # the same where there are no outliers
         unit = mean * np.float32(V_FLOOR)
         n = np.float32(127) * unit / a
-        integer = a.max(1) <= np.float32(limit) * mean[:, 0]
         n = np.where(integer[:, None], np.clip(np.floor(n), 1, 127), np.minimum(n, 127)).astype(np.float32)
         code = int8_codes(x, (n / unit)[..., None])
         return (regroup_int4(code, 2, 16) if fmt == "int4_unit" else code), n, unit[:, 0], integer
@@ -232,6 +240,7 @@ class Operands:
     fold: np.ndarray         # [Hk, Nk]  the scale of V as an addition to the score
     weight: np.ndarray       # [Hk, Nk]  what takes it out of the row sum again
     codes: np.ndarray        # [Hk]      whether the row sum is over rounded P
+    tile: np.ndarray         # [Hk]      keys per tile after the first
     factor: np.ndarray       # [Hk]      of the output
 
 
@@ -267,9 +276,11 @@ def prepare(q, k, v, r, scale):
     value, n, factor, integer = quantise_v(rotate(v) if r["rotate_v"] else v, r["v"], r["v_limit"])
     if r["rotate_v"]:
         factor = factor / np.float32(dv & -dv)
-    codes = integer if r["l"] == "auto" else np.full(len(k), r["l"] == "codes")
+    codes, tile = np.full(len(k), r["l"] == "codes"), np.full(len(k), r["tile"])
+    if r["l"] == "auto":
+        codes, tile = integer, np.where(integer, tile, np.minimum(tile, OUTLIER_TILE))
     return Operands(steps, query, query_scale * per_product, key, key_scale, bias, shift, value,
-                    -np.float32(steps) * np.log2(n), n, codes, factor)
+                    -np.float32(steps) * np.log2(n), n, codes, tile, factor)
 
 
 def prepare_original(q, k, v, r, scale):
@@ -305,7 +316,7 @@ def prepare_original(q, k, v, r, scale):
     if r["v"] == "int4_token":
         value = regroup_int4(value, 2, 16)
     return Operands(1, query, query_scale, key, key_scale * sc, bias, shift, value, np.log2(s), 1 / s,
-                    np.full(len(k), r["l"] == "codes"), np.ones(len(k), np.float32))
+                    np.full(len(k), r["l"] == "codes"), np.full(len(k), r["tile"]), np.ones(len(k), np.float32))
 
 
 # ------------------------------------------------------------------------------------------------ attention
@@ -365,7 +376,7 @@ def attention(q, k, v, recipe="int8", scale=None, mask="full", softcap=None, ret
                 m = np.full(i1 - i0, NEG)
                 l = np.zeros(i1 - i0, np.float32)
                 acc = np.zeros((i1 - i0, dv), np.float32)
-                for j0, j1 in tiles(nk, r["first"], r["tile"]):
+                for j0, j1 in tiles(nk, r["first"], x.tile[g]):
                     seen = visible(mask, (i0, i1), (j0, j1), nk - nq)
                     if not seen.any():
                         continue
@@ -387,7 +398,7 @@ def attention(q, k, v, recipe="int8", scale=None, mask="full", softcap=None, ret
                         p = p * seen
                     else:
                         p = np.exp2(s - ref[:, None]) * levels
-                        pc = np.floor(p + np.float32(0.5)) if ints and isinstance(r["p"], int) else ROUND[r["p"]](p)
+                        pc = np.floor(p + np.float32(0.5)) if isinstance(r["p"], int) else ROUND[r["p"]](p)
                     vt = x.value[g, j0:j1]
                     pv = int_matmul(pc, vt, r["p"], 127) if isinstance(r["p"], int) else pc @ vt
                     w = pc if x.codes[g] else p

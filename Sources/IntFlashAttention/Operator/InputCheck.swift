@@ -19,14 +19,14 @@ package enum InputCheck {
 
   /// The error for an element that reaches the limit.
   package static func error(
-    _ tensor: Tensor,
+    _ tensor: Tensor?,
     batch: Int,
     head: Int,
     token: Int,
     row: ArraySlice<Float>,
     limit: Float
   ) -> AttentionError {
-    let place = "\(tensor.rawValue) at batch \(batch), head \(head), token \(token)"
+    let place = "\(tensor?.rawValue ?? "element") at batch \(batch), head \(head), token \(token)"
     let channel = row.firstIndex { !($0.magnitude < limit) } ?? row.startIndex
     let value = row.isEmpty ? 0 : row[channel]
     let index = channel - row.startIndex
