@@ -511,6 +511,7 @@ def robustness_cases(q, k, v):
 
     yield "unchanged", q, k, v
     yield "V[0] = 0", *with_value(0, 0)
+    yield "V[0] × 10", *with_value(0, 10)
     yield "V = 1", q, k, np.ones_like(v)
     for rows in (n, 600):
         token = min(500, rows - 100)
@@ -550,3 +551,169 @@ def report(files):
                 exact = reference(a, b, c, options["scale"], mask)
                 cells += [rel_l1(attention(a, b, c, n, options["scale"], mask), exact) for n in names]
             print(f"| {title} | {', '.join('codes' if x else 'exact' for x in codes)} | {percent(*cells)} |", flush=True)
+
+
+def row(name, o, ref, t):
+    print(f"{name:21s} relL1 {100 * rel_l1(o, ref):7.3f}%  cos {cosine(o, ref):.6f}  rmse {rmse(o, ref):.2e}"
+          f"  mre {100 * mre(o, ref):7.2f}%  {t:5.1f}s", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ checks of this file
+# Largest relL1 on normal data, and largest error of the log-sum-exp.
+BOUNDS = {"float32": (2e-6, 2e-5), "float16": (.001, .002), "bfloat16": (.008, .02), "float8": (.09, .15),
+          "int8QueryKeyPaper": (.02, .05), "int8QueryKey": (.015, .04), "int8Paper": (.06, .05), "int8": (.02, .05),
+          "int4": (.16, .6), "int4KeyValue": (.2, .6), "int4QueryKey": (.2, .7), "int8Minimal": (.035, .06),
+          "int8_original": (.02, .05), "int4_original": (.16, .6), "int4KeyValue_original": (.2, .6)}
+
+
+def check(what, recipe, q, k, v, slack=1.0, **options):
+    """Runs the recipe, holds result and log-sum-exp against float64, and returns both."""
+    o, lse = attention(q, k, v, recipe, return_lse=True, **options)
+    exact, exact_lse = reference(q, k, v, return_lse=True, **options)
+    assert o.shape == exact.shape and np.isfinite(o).all(), (what, recipe)
+    empty = np.isinf(exact_lse)
+    assert (np.isneginf(lse) == empty).all() and (o[empty] == 0).all(), (what, recipe, "rows that see nothing")
+    bound, bound_lse = BOUNDS[recipe]
+    e, e_lse = rel_l1(o, exact), np.abs(lse[~empty] - exact_lse[~empty]).max()
+    assert e < slack * bound, (what, recipe, options, "result", e)
+    assert e_lse < slack * bound_lse, (what, recipe, options, "log-sum-exp", e_lse)
+    return o, lse
+
+
+def selftest():
+    rng = np.random.default_rng(1)
+
+    def normal(h, n, d):
+        return rng.standard_normal((h, n, d)).astype(np.float16)
+
+    # ---- the pieces
+    a, b = rng.integers(-127, 128, (256, 64)), rng.integers(-127, 128, (64, 64))
+    assert (int_matmul(a.astype(np.float32), b.astype(np.float32), 127, 127) == a @ b).all(), "integer product"
+    x = np.concatenate([np.arange(-8, 448, 0.03), 2.0 ** np.arange(-11, 9)]).astype(np.float32)
+    for rounded in ROUND.values():
+        assert (rounded(rounded(x)) == rounded(x)).all()
+    assert len(np.unique(np.abs(round_float8(x)))) <= 127
+    assert (round_bfloat16(np.float32([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8])) == np.float32([1, 1 + 2**-6, -1])).all()
+    for d in (1, 8, 20, 32, 96):
+        x = rng.standard_normal((3, 5, d)).astype(np.float32)
+        assert np.abs(hadamard(d) @ hadamard(d).T - np.eye(d)).max() < 1e-5
+        assert np.abs(rotate(x) - x @ hadamard(d) * np.sqrt(d & -d)).max() < 1e-5, "rotation"
+        assert np.abs(rotate(rotate(x)) / (d & -d) - x).max() < 1e-5, "the rotation is its own inverse"
+        assert np.abs(dot(x, x[:, :1]) - (x * x[:, :1]).sum(-1)).max() < 1e-4, "inner product"
+    assert list(tiles(300, 64, 128)) == [(0, 64), (64, 192), (192, 300)] and list(tiles(64, 64, 128)) == [(0, 64)]
+    assert list(tiles(1, 64, 128)) == [(0, 1)] and list(tiles(65, 64, 128)) == [(0, 64), (64, 65)]
+    codes, powers = table_powers(np.arange(2100))
+    assert codes[0] == 255 and codes[64] == 128 and codes[64 * 9] == 0 and codes[-1] == 0 and powers[0] == 255
+    assert np.abs(codes - powers).max() <= 0.51 and np.abs(powers[:2048] / (255 * 2.0 ** (-np.arange(2048) / 64)) - 1).max() < 1e-6
+    full, causal = visible("full", (0, 4), (0, 6), 2), visible("causal", (0, 4), (0, 6), 2)
+    assert full.all() and (causal == np.tri(4, 6, 2, bool)).all()
+    assert (visible("sliding:1,0", (0, 3), (0, 3), 0) == np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1]], bool)).all()
+    assert (visible("sliding:99,0", (0, 4), (0, 6), 2) == causal).all()
+
+    # ---- every recipe: shared heads, masks, offsets, softcap
+    q, k, v = normal(6, 333, 64), normal(2, 333, 64), normal(2, 333, 64)
+    for name in RECIPES:
+        for mask in ("full", "causal", "sliding:100,7", "sliding:40,0"):
+            o, lse = check("masks", name, q, k, v, 1 if mask in ("full", "causal") else 1.3, mask=mask)
+            wide, wide_lse = attention(q, np.repeat(k, 3, 0), np.repeat(v, 3, 0), name, mask=mask, return_lse=True)
+            assert np.array_equal(o, wide) and np.array_equal(lse, wide_lse), (name, "shared key/value heads")
+        assert np.array_equal(attention(q, k, v, name, mask="sliding:999,0"), attention(q, k, v, name, mask="causal"))
+        check("last rows", name, q[:, 300:], k, v, 1.5, mask="causal")
+        check("more rows than keys", name, q, k[:, :100], v[:, :100], 1.5, mask="causal")       # 233 rows see nothing
+        check("softcap", name, q, k, v, 1.2, mask="causal", softcap=1.5)
+        shifted = (k.astype(np.float32) + 3).astype(np.float16)
+        check("softcap and a mean of K", name, q, shifted, v, 3, mask="causal", softcap=3.0)
+        check("scale", name, q, k, v, 2, scale=0.25)
+        zero = np.zeros_like(k)
+        assert (attention(q, k, zero, name) == 0).all() and np.isfinite(attention(q, zero, v, name)).all()
+        assert np.isfinite(attention(q * 0, k, v, name)).all()
+
+    # ---- lengths and sizes
+    for name in PRODUCT:
+        for n in (1, 2, 63, 64, 65, 191, 192, 193, 300):
+            check("length", name, normal(2, n, 64), normal(1, n, 64), normal(1, n, 64), 2, mask="causal")
+            check("one row", name, normal(2, 1, 64), normal(1, n, 64), normal(1, n, 64), 4)
+        for d, dv in ((8, 8), (20, 20), (32, 48), (64, 32), (96, 96), (64, 7), (1, 1), (256, 256)):
+            check("size", name, normal(3, 150, d), normal(1, 150, d), normal(1, 150, dv), 3, mask="causal")
+
+    # ---- the log-sum-exp is that of the logits before any centring
+    for name in ("int8", "int8QueryKey", "int4QueryKey", "int8_original"):
+        far = (k.astype(np.float32) + 4).astype(np.float16)
+        _, lse = attention(q, far, v, name, mask="causal", return_lse=True)
+        _, exact = reference(q, far, v, mask="causal", return_lse=True)
+        assert np.abs(lse - exact).max() < 1.5 * BOUNDS[name][1], (name, "log-sum-exp", np.abs(lse - exact).max())
+
+    # ---- the row sum
+    one = np.ones_like(v)
+    for name in ("int8", "int4", "int4KeyValue"):
+        for shape in ((2, 333, 64), (2, 333, 20), (2, 333, 96), (2, 1, 64), (2, 65, 32)):
+            for mask in ("full", "causal"):
+                o = attention(q[:, :shape[1]], k[:, :shape[1]], np.ones(shape, np.float32), name, mask=mask)
+                assert np.abs(o - 1).max() < 1e-6, (name, shape, "constant V", np.abs(o - 1).max())
+    assert rel_l1(attention(q, k, one * np.float32(0.3), "int8"), 0.3 * np.ones((6, 333, 64))) < 1e-3
+    _, n, _, integer = quantise_v(rotate(v.astype(np.float32)), "int8_unit")
+    assert integer.all() and (n == np.floor(n)).all() and n.min() >= 1 and n.max() <= 127
+    for factor in (2, 10, 50, 200, 500, 2000):
+        w = v.astype(np.float32)
+        w[1, 130] *= factor
+        _, n, _, integer = quantise_v(rotate(w), "int8_unit")
+        assert integer[0] and (factor == 2 or not integer[1]) and n.max() <= 127 and n.min() > 0
+        for mask in ("full", "causal"):
+            check(f"V[130] * {factor}", "int8", q, k, w, mask=mask)
+        old, new = attention(q, k, v, "int8"), attention(q, k, w, "int8")
+        assert np.array_equal(old[:3], new[:3]), "another key/value head has its own row sum"
+
+    # ---- near the published forms
+    for n, limit in (("int8", .015), ("int4", .02)):
+        for mask in ("full", "causal"):
+            e = rel_l1(attention(q, k, v, n, mask=mask), attention(q, k, v, ORIGINAL[n], mask=mask))
+            assert e < limit, (n, mask, "distance", e)
+    print("selftest passed:", len(RECIPES), "recipes")
+
+
+def main():
+    ap = argparse.ArgumentParser(description="Executable specification of the recipes; see README.md.")
+    ap.add_argument("files", nargs="*", help="safetensors with q, k, v and the metadata scale, mask or causal, softcap")
+    ap.add_argument("--recipe", default="all", help="comma separated, or all")
+    ap.add_argument("--synthetic", choices=("normal", "uniform", "rand01"))
+    ap.add_argument("--n", type=int, default=1024)
+    ap.add_argument("--heads", type=int, default=1)
+    ap.add_argument("--dim", type=int, default=64)
+    ap.add_argument("--seed", type=int, default=0)
+    ap.add_argument("--mask", help="full, causal or sliding:L,R (default: the file's own, or full)")
+    ap.add_argument("--softcap", type=float, help="(default: the file's own, or none)")
+    ap.add_argument("--l", choices=("codes", "exact", "auto"), help="row sum (default: the recipe's own)")
+    ap.add_argument("--tile", type=int, help="keys per tile after the first (default: the recipe's own)")
+    ap.add_argument("--report", action="store_true", help="print the tables of README.md for the files")
+    ap.add_argument("--selftest", action="store_true")
+    a = ap.parse_args()
+    if a.selftest:
+        return selftest()
+    if a.report:
+        return report(a.files)
+    names = list(RECIPES) if a.recipe == "all" else a.recipe.split(",")
+    sets = [(f, *load_problem(f)) for f in a.files]
+    if a.synthetic:
+        sets.append((f"{a.synthetic} N={a.n}", *synthetic(a.synthetic, a.n, a.heads, a.dim, a.seed), dict(scale=a.dim ** -0.5, mask="full")))
+    if not sets:
+        ap.print_help()
+    changes = {n: x for n, x in (("l", a.l), ("tile", a.tile)) if x}
+    total = {n: [] for n in names}
+    for title, q, k, v, options in sets:
+        options.update({n: x for n, x in (("mask", a.mask), ("softcap", a.softcap)) if x})
+        exact = reference(q, k, v, **options)
+        print(f"== {title}  q{list(q.shape)} k{list(k.shape)} v{list(v.shape)} {options}")
+        for n in names:
+            t = time.time()
+            o = attention(q, k, v, n, **options, **changes)
+            row(n, o, exact, time.time() - t)
+            total[n].append((rel_l1(o, exact), cosine(o, exact)))
+    if len(sets) > 1:
+        print("== mean and worst over the sets")
+        for n in names:
+            e, c = zip(*total[n])
+            print(f"{n:21s} relL1 mean {100 * np.mean(e):7.3f}%  worst {100 * max(e):7.3f}%   cos worst {min(c):.6f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
