@@ -1,0 +1,80 @@
+public import IntFlashAttention
+public import Testing
+
+/// The largest error of any row, relative to the largest value that the row could have.
+///
+/// - Returns: the largest over all rows of mean |a − b| / largest |value| and the row where it is.
+public func worstRow(
+  _ result: [Float],
+  against expected: [Float],
+  dimension: Int,
+  largestValue: Float
+) -> (error: Double, row: Int) {
+  var worst = (error: 0.0, row: 0)
+  for start in stride(from: 0, to: result.count, by: dimension) {
+    var sum = 0.0
+    for index in start..<start + dimension {
+      sum += Double((result[index] - expected[index]).magnitude)
+    }
+    let error = sum / Double(dimension) / Double(max(largestValue, .leastNormalMagnitude))
+    // A comparison with NaN is false, which would hide it.
+    if !(error <= worst.error) { worst = (error, start / dimension) }
+  }
+  return worst
+}
+
+extension Precision {
+  /// Bound of the error of one row between a backend and the reference of the same recipe, as
+  /// `worstRow` measures it.
+  ///
+  /// A P that rounds to the neighbouring code changes a row by at most a hundredth of a value; a
+  /// tile, row or head in the wrong place changes it by a tenth and more.
+  public var rowRounding: Double { max(10 * gate.rounding, 1e-5) }
+
+  /// Bound of the error of a log-sum-exp against exact attention, in natural logarithm units, for
+  /// inputs of unit variance.
+  public var logSumExpBound: Float {
+    switch self {
+    case .float32: 1e-4
+    case .float16, .int8QueryKey, .int8QueryKeyPaper, .int8, .int8Paper, .bfloat16: 0.1
+    case .float8, .int4, .int4KeyValue, .int4QueryKey: 1
+    }
+  }
+}
+
+/// Records an issue unless `result` is what `reference` is, up to the rounding of the recipe.
+public func expectSame(
+  _ result: TestResult,
+  _ reference: TestResult,
+  _ precision: Precision,
+  _ inputs: TestInputs,
+  _ comment: Comment,
+  sourceLocation: SourceLocation = #_sourceLocation
+) {
+  let largest = inputs.value.reduce(0) { max($0, $1.magnitude) }
+  let report = AccuracyReport(result.output, against: reference.output)
+  #expect(
+    report.relativeL1 <= precision.gate.rounding,
+    "\(comment): \(precision)",
+    sourceLocation: sourceLocation
+  )
+  let worst = worstRow(
+    result.output,
+    against: reference.output,
+    dimension: inputs.shape.valueDimension,
+    largestValue: largest
+  )
+  #expect(
+    worst.error <= precision.rowRounding,
+    "\(comment): \(precision), row \(worst.row)",
+    sourceLocation: sourceLocation
+  )
+  for (index, (a, b)) in zip(result.logSumExp, reference.logSumExp).enumerated() {
+    guard a != b, !((a - b).magnitude <= 1e-3 + 1e-5 * b.magnitude) else { continue }
+    Issue.record(
+      "\(comment): \(precision), log-sum-exp \(index) is \(a), not \(b)",
+      sourceLocation: sourceLocation
+    )
+    return
+  }
+}
