@@ -52,13 +52,18 @@ let package = Package(
     // MARK: Tests
     .target(
       name: "AttentionTestSupport",
-      dependencies: ["IntFlashAttention"],
+      dependencies: ["IntFlashAttention", "TensorFiles"],
       path: "Tests/AttentionTestSupport",
       swiftSettings: swiftSettings
     ),
     .testTarget(
       name: "IntFlashAttentionTests",
-      dependencies: ["IntFlashAttention", "TensorFiles", "AttentionTestSupport"],
+      dependencies: [
+        "IntFlashAttention",
+        "CAttentionKernels",
+        "TensorFiles",
+        "AttentionTestSupport",
+      ],
       resources: [.copy("Vectors")],
       swiftSettings: swiftSettings
     ),

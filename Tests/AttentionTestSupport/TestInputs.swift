@@ -61,7 +61,7 @@ public struct TestInputs: Sendable {
     case .sink:
       for index in query.indices where index % d % 4 == 0 { query[index] += 2 }
       for index in key.indices where position(index, d).token == 0 && index % d % 4 == 0 {
-        key[index] += 4
+        key[index] += 2
       }
       for index in value.indices where position(index, dv).token == 0 { value[index] *= 0.02 }
     case .rising, .falling:

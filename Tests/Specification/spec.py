@@ -13,6 +13,9 @@ Masks: "full"; "causal"; "sliding:L,R", where row i sees keys i + off - L ... i 
 last row with the last key, and causal is sliding with R = 0 and no left end. A row that sees no key yields zeros and a
 log-sum-exp of -inf. Means, scales and groups are over all rows and keys of a head, seen or not.
 
+Where the order of a float32 sum decides about codes (means, inner products with means), it is the one written here.
+The product adds tiles in spans that it merges afterwards, which changes nothing but the last bits of the result.
+
 Integer matrix products are carried in float32, which is exact while every partial sum stays below 2**24;
 int_matmul() asserts that bound and --selftest compares it with true integer arithmetic.
 """
@@ -60,7 +63,7 @@ RECIPES = {
     "int8":              dict(q="int8", k="int8", v="int8_unit", mean_k=True, **_BEST),
     "int4":              dict(q="int8", k="int4_block", v="int8_unit", **_BEST),
     "int4KeyValue":      dict(q="int8", k="int4_block", v="int4_unit", **_BEST),
-    "int4QueryKey":      dict(q="int4", k="int4", v="int8_unit", mean_k=True, **{**_BEST, "mean_q": 64}),
+    "int4QueryKey":      dict(q="int4", k="int4", v="int8_token", mean_k=True, **{**_FIRST, "mean_q": 64, "original": False}),
     # Published forms, for comparison only: tiles of 64, real V scales, exp2, codes in the row sum.
     "int8Minimal":           dict(q="int8", k="int8", v="int8_token", p=127, max="tile", l="codes", original=True),
     "int8_original":         dict(q="int8", k="int8", v="int8_token", mean_k=True, **_FIRST),
@@ -117,12 +120,19 @@ def rotate(x):
     return x
 
 
+def sum_rows(x):
+    """Sum over axis 1: 256 in order, then these sums in order, in float32."""
+    parts = [np.add.accumulate(x[:, a:a + 256], 1, np.float32)[:, -1] for a in range(0, x.shape[1], 256)]
+    return np.add.accumulate(np.stack(parts), 0)[-1]
+
+
 def mean_rows(x):
-    """Mean over the rows of [H, N, d]: float32 sums of 256 rows in order, these added in float64."""
-    total = np.zeros((x.shape[0], x.shape[2]))
-    for a in range(0, x.shape[1], 256):
-        total += np.add.accumulate(x[:, a:a + 256], 1, np.float32)[:, -1]
-    return (total / x.shape[1]).astype(np.float32)
+    return sum_rows(x) / np.float32(x.shape[1])
+
+
+def exp2(x):
+    """2^x rounded from float64, so that no rounding of P hangs on a machine's float32 function."""
+    return np.exp2(x.astype(np.float64)).astype(np.float32)
 
 
 def dot(a, b):
@@ -152,9 +162,13 @@ def regroup_int4(x8, axis, group):
     return out
 
 
-def quantise_rows_int4(x, smallest=SMALLEST):
+def largest(x, axes):
+    return np.maximum(np.abs(x).max(axes, keepdims=True), SMALLEST)
+
+
+def quantise_rows_int4(x):
     """Symmetric int4 per token, -8..7, with the clipping factor of least squared error per row."""
-    s0 = np.maximum(np.abs(x).max(-1), smallest) / np.float32(7)
+    s0 = largest(x, 2)[..., 0] / np.float32(7)
     best = None
     for c in np.float32([1, .95, .9, .85, .8, .75, .7]):
         s = s0 * c
@@ -166,10 +180,6 @@ def quantise_rows_int4(x, smallest=SMALLEST):
             t = err < best[2]
             best = [np.where(t[..., None], code, best[0]), np.where(t, s, best[1]), np.where(t, err, best[2])]
     return best[0], best[1]
-
-
-def largest(x, axes):
-    return np.maximum(np.abs(x).max(axes, keepdims=True), SMALLEST)
 
 
 def int8_codes(x, multiplier):
@@ -193,7 +203,7 @@ def quantise(x, fmt):
 
 
 def masked_mean(a, keep):
-    return (np.sum(a, 1, np.float64, keepdims=True, where=keep) / keep.sum(1, keepdims=True)).astype(np.float32)
+    return (sum_rows(np.where(keep, a, np.float32(0))) / keep.sum(1).astype(np.float32))[:, None]
 
 
 def quantise_v(x, fmt, limit=V_LIMIT):
@@ -212,11 +222,15 @@ def quantise_v(x, fmt, limit=V_LIMIT):
         m = largest(x, (1, 2))
         code = round_float8(x * (448 / m)) if fmt == "float8" else int8_codes(x, 127 / m)
         return code, np.ones(shape, np.float32), (m / levels)[:, 0, 0], np.zeros(len(x), bool)
+    if fmt == "int8_token":                                      # the published form: a real scale with the same floor
+        s = (largest(x, 2) / 127)[..., 0]
+        s = np.maximum(s, masked_mean(s, np.ones(shape, bool)) * np.float32(V_FLOOR))
+        return int8_codes(x, (1 / s)[..., None]), 1 / s, np.ones(len(x), np.float32), np.zeros(len(x), bool)
     if fmt in ("int8_unit", "int4_unit"):
         a = largest(x, 2)[..., 0]
         mean = masked_mean(a, np.ones(shape, bool))
         integer = a.max(1) <= np.float32(limit) * mean[:, 0]
-        mean = masked_mean(a, a <= np.float32(max(limit, 1)) * mean)         # the same where there are no outliers
+        mean = masked_mean(a, a <= np.float32(max(limit, 2)) * mean)         # the same where there are no outliers
         unit = mean * np.float32(V_FLOOR)
         n = np.float32(127) * unit / a
         n = np.where(integer[:, None], np.clip(np.floor(n), 1, 127), np.minimum(n, 127)).astype(np.float32)
@@ -230,8 +244,9 @@ def quantise_v(x, fmt, limit=V_LIMIT):
 class Operands:
     """What the loop over the tiles reads. Scores are in units of 2^(1/steps)."""
     steps: int
+    unit: np.float32         # what a product of rows of scale 1 is worth: softmax scale, log2(e), steps, rotation
     query: np.ndarray        # [Hq, Nq, d]
-    query_scale: np.ndarray  # [Hq, Nq]  multiplies every product of the row, softmax scale included
+    query_scale: np.ndarray  # [Hq, Nq]
     key: np.ndarray          # [Hk, Nk, d]
     key_scale: np.ndarray    # [Hk, Nk]
     bias: np.ndarray         # [Hq, blocks of query rows, Nk]  of the mean of Q
@@ -266,11 +281,11 @@ def prepare(q, k, v, r, scale):
             q[:, a:e] -= means[:, b, None]
     if r["rotate_qk"]:
         q, k, means = rotate(q), rotate(k), rotate(means)
-    per_product = np.float32(scale * LOG2E * steps / (d & -d if r["rotate_qk"] else 1))
+    unit = np.float32(scale) * np.float32(LOG2E) * np.float32(steps) / np.float32(d & -d if r["rotate_qk"] else 1)
     bias = np.zeros((len(q), len(blocks), k.shape[1]), np.float32)
     if r["mean_q"]:
         for b in range(len(blocks)):
-            bias[:, b] = per_product * dot(np.repeat(k, group, 0), means[:, b, None])
+            bias[:, b] = unit * dot(np.repeat(k, group, 0), means[:, b, None])
     query, query_scale = quantise(q, r["q"])
     key, key_scale = quantise(k, r["k"])
     value, n, factor, integer = quantise_v(rotate(v) if r["rotate_v"] else v, r["v"], r["v_limit"])
@@ -279,8 +294,8 @@ def prepare(q, k, v, r, scale):
     codes, tile = np.full(len(k), r["l"] == "codes"), np.full(len(k), r["tile"])
     if r["l"] == "auto":
         codes, tile = integer, np.where(integer, tile, np.minimum(tile, OUTLIER_TILE))
-    return Operands(steps, query, query_scale * per_product, key, key_scale, bias, shift, value,
-                    -np.float32(steps) * np.log2(n), n, codes, tile, factor)
+    fold = -np.float32(steps) * np.log2(n.astype(np.float64)).astype(np.float32)
+    return Operands(steps, unit, query, query_scale, key, key_scale, bias, shift, value, fold, n, codes, tile, factor)
 
 
 def prepare_original(q, k, v, r, scale):
@@ -315,7 +330,7 @@ def prepare_original(q, k, v, r, scale):
     value = np.clip(np.rint(v / s[..., None]), -127, 127)
     if r["v"] == "int4_token":
         value = regroup_int4(value, 2, 16)
-    return Operands(1, query, query_scale, key, key_scale * sc, bias, shift, value, np.log2(s), 1 / s,
+    return Operands(1, np.float32(1), query, query_scale, key, key_scale * sc, bias, shift, value, np.log2(s), 1 / s,
                     np.full(len(k), r["l"] == "codes"), np.full(len(k), r["tile"]), np.ones(len(k), np.float32))
 
 
@@ -353,7 +368,7 @@ def visible(mask, rows, keys, offset):
     return (j >= i - left) & (j <= i + right)
 
 
-def attention(q, k, v, recipe="int8", scale=None, mask="full", softcap=None, return_lse=False, out=np.float32, **changes):
+def attention(q, k, v, /, recipe="int8", scale=None, mask="full", softcap=None, return_lse=False, out=np.float32, **changes):
     """The recipe's result [Hq, Nq, dv], and with return_lse the natural log-sum-exp of the logits [Hq, Nq].
     Further keywords change the recipe: attention(..., "int8", l="exact", tile=64)."""
     r = {**DEFAULTS, **RECIPES[recipe], **changes}
@@ -361,7 +376,6 @@ def attention(q, k, v, recipe="int8", scale=None, mask="full", softcap=None, ret
     scale = d ** -0.5 if scale is None else scale
     q, k, v = (np.asarray(x).astype(np.float32) for x in (q, k, v))
     x = (prepare_original if r["original"] else prepare)(q, k, v, r, scale)
-    unit = np.float32(1 / x.steps)
     ints = r["q"].startswith("int")
     levels = np.float32(r["p"] if isinstance(r["p"], int) else 256 if r["p"] == "float8" else 1)
 
@@ -381,23 +395,23 @@ def attention(q, k, v, recipe="int8", scale=None, mask="full", softcap=None, ret
                     if not seen.any():
                         continue
                     a, b = x.query[h, i0:i1], x.key[g, j0:j1].T
-                    s = int_matmul(a, b, 127, 127) if ints else a @ b                        # int32
-                    row, key = x.query_scale[h, i0:i1, None], x.key_scale[g, None, j0:j1]
+                    s = int_matmul(a, b, 127, 127) if ints else (a.astype(np.float64) @ b).astype(np.float32)
+                    row, key = x.query_scale[h, i0:i1, None] * x.unit, x.key_scale[g, None, j0:j1]
                     s = (s * (row * key) if r["original"] else s * key * row) + bias[j0:j1]
                     if softcap:
                         cap = np.float32(softcap * LOG2E * x.steps)
                         shift = x.shift[h, i0:i1, None] * np.float32(LOG2E * x.steps)
-                        s = cap * np.tanh((s + shift) / cap) + x.fold[g, j0:j1]
+                        s = cap * np.tanh(((s + shift) / cap).astype(np.float64)).astype(np.float32) + x.fold[g, j0:j1]
                     s = np.where(seen, s, np.float32(-np.inf))
                     t = np.maximum(s.max(1), NEG)                # NEG where the tile is wholly masked for a row
                     m_new = np.maximum(m, t)
                     ref = t if r["max"] == "tile" else m_new
-                    alpha, beta = np.exp2((m - m_new) * unit), np.exp2((ref - m_new) * unit)
+                    alpha, beta = np.exp2((m - m_new) / x.steps), np.exp2((ref - m_new) / x.steps)
                     if r["power"] == "table":
                         pc, p = table_powers(ref[:, None] - s)   # the largest is exactly 255
                         p = p * seen
                     else:
-                        p = np.exp2(s - ref[:, None]) * levels
+                        p = (np.exp2 if r["original"] else exp2)(s - ref[:, None]) * levels
                         pc = np.floor(p + np.float32(0.5)) if isinstance(r["p"], int) else ROUND[r["p"]](p)
                     vt = x.value[g, j0:j1]
                     pv = int_matmul(pc, vt, r["p"], 127) if isinstance(r["p"], int) else pc @ vt
@@ -468,7 +482,8 @@ def load_safetensors(path):
     size, = struct.unpack("<Q", raw[:8])
     head, body = json.loads(raw[8:8 + size]), raw[8 + size:]
     meta = head.pop("__metadata__", {})
-    return {n: np.frombuffer(body[slice(*t["data_offsets"])], _TYPES[t["dtype"]]).reshape(t["shape"]) for n, t in head.items()}, meta
+    tensors = {n: np.frombuffer(body[slice(*t["data_offsets"])], _TYPES[t["dtype"]]) for n, t in head.items()}
+    return {n: t.reshape(head[n]["shape"]) for n, t in tensors.items()}, meta
 
 
 def load_problem(path):
@@ -604,7 +619,8 @@ def selftest():
     assert list(tiles(1, 64, 128)) == [(0, 1)] and list(tiles(65, 64, 128)) == [(0, 64), (64, 65)]
     codes, powers = table_powers(np.arange(2100))
     assert codes[0] == 255 and codes[64] == 128 and codes[64 * 9] == 0 and codes[-1] == 0 and powers[0] == 255
-    assert np.abs(codes - powers).max() <= 0.51 and np.abs(powers[:2048] / (255 * 2.0 ** (-np.arange(2048) / 64)) - 1).max() < 1e-6
+    assert np.abs(codes - powers).max() <= 0.51, "table"
+    assert np.abs(powers[:2048] / (255 * 2.0 ** (-np.arange(2048) / 64)) - 1).max() < 1e-6, "table"
     full, causal = visible("full", (0, 4), (0, 6), 2), visible("causal", (0, 4), (0, 6), 2)
     assert full.all() and (causal == np.tri(4, 6, 2, bool)).all()
     assert (visible("sliding:1,0", (0, 3), (0, 3), 0) == np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1]], bool)).all()
@@ -699,7 +715,8 @@ def main():
     names = list(RECIPES) if a.recipe == "all" else a.recipe.split(",")
     sets = [(f, *load_problem(f)) for f in a.files]
     if a.synthetic:
-        sets.append((f"{a.synthetic} N={a.n}", *synthetic(a.synthetic, a.n, a.heads, a.dim, a.seed), dict(scale=a.dim ** -0.5, mask="full")))
+        tensors = synthetic(a.synthetic, a.n, a.heads, a.dim, a.seed)
+        sets.append((f"{a.synthetic} N={a.n}", *tensors, dict(scale=a.dim ** -0.5, mask="full")))
     if not sets:
         ap.print_help()
     changes = {n: x for n, x in (("l", a.l), ("tile", a.tile)) if x}

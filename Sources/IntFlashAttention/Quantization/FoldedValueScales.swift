@@ -41,7 +41,7 @@ package struct FoldedValueScales: Sendable {
       sum += block
     }
     let unit = max(sum / Float(max(maxima.count, 1)), HeadCodes.smallestMaximum) / Self.floorDivisor
-    let isInteger = largest <= 127 * unit
+    let isInteger = largest <= 32 * unit
     self.unit = unit
     self.isInteger = isInteger
     reciprocals = maxima.map { value in
