@@ -233,7 +233,8 @@ def quantise_v(x, fmt, limit=V_LIMIT):
         mean = masked_mean(a, a <= np.float32(max(limit, 2)) * mean)         # the same where there are no outliers
         unit = mean * np.float32(V_FLOOR)
         n = np.float32(127) * unit / a
-        n = np.where(integer[:, None], np.clip(np.floor(n), 1, 127), np.minimum(n, 127)).astype(np.float32)
+        whole = integer[:, None] & (fmt == "int8_unit")    # an integer n would move the codes that 4-bit groups are cut from
+        n = np.where(whole, np.clip(np.floor(n), 1, 127), np.minimum(n, 127)).astype(np.float32)
         code = int8_codes(x, (n / unit)[..., None])
         return (regroup_int4(code, 2, 16) if fmt == "int4_unit" else code), n, unit[:, 0], integer
     raise ValueError(fmt)
@@ -665,7 +666,8 @@ def selftest():
         for shape in ((2, 333, 64), (2, 333, 20), (2, 333, 96), (2, 1, 64), (2, 65, 32)):
             for mask in ("full", "causal"):
                 o = attention(q[:, :shape[1]], k[:, :shape[1]], np.ones(shape, np.float32), name, mask=mask)
-                assert np.abs(o - 1).max() < 1e-6, (name, shape, "constant V", np.abs(o - 1).max())
+                bound = 1e-2 if name == "int4KeyValue" else 1e-6          # 127 is no multiple of the step that 4 bits need for it
+                assert np.abs(o - 1).max() < bound, (name, shape, "constant V", np.abs(o - 1).max())
     assert rel_l1(attention(q, k, one * np.float32(0.3), "int8"), 0.3 * np.ones((6, 333, 64))) < 1e-3
     _, n, _, integer = quantise_v(rotate(v.astype(np.float32)), "int8_unit")
     assert integer.all() and (n == np.floor(n)).all() and n.min() >= 1 and n.max() <= 127

@@ -47,7 +47,7 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
     top = s > top ? s : top;
   }
 
-  float exact = 0, lane[16] = {0};
+  float real_sum = 0, lane[16] = {0};
   for (int32_t j = 0; j < count; j++) {
     float distance = top - logits[j];
     distance = distance < 2047.0f ? distance : 2047.0f;
@@ -57,14 +57,15 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
     if (a->weight) {
       weighted += p[j] * a->weight[seen.begin + j];
     } else {
-      float real = real_power_table[steps & 63] * float_of((127u - (uint32_t)(steps >> 6)) << 23);
-      lane[(seen.begin - first + j) % 16] += real * a->real_weight[seen.begin + j];
+      float exact_p = real_power_table[steps & 63] * float_of((127u - (uint32_t)(steps >> 6)) << 23);
+      float summed = a->sums_codes ? (float)p[j] : exact_p;
+      lane[(seen.begin - first + j) % 16] += summed * a->real_weight[seen.begin + j];
     }
   }
   if (!a->weight) {
     for (int32_t half = 8; half > 0; half /= 2)
       for (int32_t l = 0; l < half; l++) lane[l] += lane[l + half];
-    exact = lane[0];
+    real_sum = lane[0];
   }
 
   memset(acc, 0, sizeof(int32_t) * dimension);
@@ -77,7 +78,7 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
 
   float *out = a->out + (int64_t)r * dimension;
   float gain = tile_gain(top, a->reference + r, a->total + r, out, dimension);
-  a->total[r] += gain * (a->weight ? (float)weighted : exact);
+  a->total[r] += gain * (a->weight ? (float)weighted : real_sum);
   for (int32_t c = 0; c < dimension; c++) out[c] += gain * (float)acc[c];
 }
 

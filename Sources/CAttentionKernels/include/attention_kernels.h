@@ -92,8 +92,9 @@ typedef struct {
   const float *key_scale;      // [key]
   const float *bias;           // [key] in steps
   const int8_t *value;         // [key][Dv], or NULL where int4.values is given
-  const int8_t *weight;        // [key] n_j of the integer row sum, or NULL
-  const float *real_weight;    // [key] n_j of the exact row sum, where weight is NULL
+  const int8_t *weight;        // [key] n_j where they are integers, or NULL
+  const float *real_weight;    // [key] n_j where weight is NULL
+  bool sums_codes;             // the row sum takes P as it was rounded; integer weights imply it
   intfa_int4 int4;
   float softcap;               // in steps; 0 for none
   const float *row_shift;      // [rows] in steps, added before the cap; only with softcap

@@ -120,7 +120,6 @@ enum CPUMethod: Hashable, Sendable {
     guard recipe.query == .int8(.token),
       int4Key ? groupsFit : recipe.key == .int8(.token),
       int4Value || recipe.value == .int8(.token),
-      recipe.valueScale == .foldedReciprocal,
       recipe.rowSum == .automatic
     else { return nil }
     self = .tiles(int4Key: int4Key, int4Value: int4Value)

@@ -138,7 +138,8 @@ extension CPUCall {
       let wanted = seen.clamped(to: span)
       guard !wanted.isEmpty else { continue }
       if part == 1 { clear(block, part: 1) }
-      let range = recipe.tileStart(of: wanted.lowerBound)..<wanted.upperBound
+      let start = recipe.tileStart(of: wanted.lowerBound, tileLength: tileLength(block))
+      let range = start..<wanted.upperBound
       switch kernel.method {
       case .tiles: attendTiles(block, range, part: part)
       case .running(let scores, let values):
@@ -146,6 +147,13 @@ extension CPUCall {
       }
       if part == 1 { merge(block) }
     }
+  }
+
+  /// Keys of every tile but the first.
+  private func tileLength(_ block: Block) -> Int {
+    guard kernel.method.isTiled else { return recipe.tileLength }
+    let flags = valueFlags(keyHead(ofQueryHead: block.head))
+    return recipe.tileLength(hasOutlier: flags.contains(.hasOutlier))
   }
 
   private func clear(_ block: Block, part: Int) {
@@ -172,7 +180,7 @@ extension CPUCall {
     unsafe arguments.key_begin = Int64(keys.lowerBound)
     unsafe arguments.key_end = Int64(keys.upperBound)
     unsafe arguments.first_tile = Int32(recipe.firstTileLength)
-    unsafe arguments.tile = Int32(recipe.tileLength)
+    unsafe arguments.tile = Int32(tileLength(block))
     unsafe arguments.visible = block.visible
     unsafe arguments.query = UnsafePointer(place(layout.queryCodes, seat: seat, as: Int8.self))
     unsafe arguments.query_scale = UnsafePointer(place(layout.queryScales, seat: seat))
@@ -190,7 +198,8 @@ extension CPUCall {
     }
     unsafe arguments.key_scale = UnsafePointer(place(layout.keyScales, shared))
     unsafe arguments.bias = UnsafePointer(place(layout.biases, head))
-    if unsafe place(layout.valueUnits)[shared] > 0 {
+    unsafe arguments.sums_codes = !valueFlags(shared).contains(.hasOutlier)
+    if valueFlags(shared).contains(.hasIntegerWeights) {
       unsafe arguments.weight = UnsafePointer(place(layout.weights, shared, as: Int8.self))
     } else {
       unsafe arguments.real_weight = UnsafePointer(place(layout.realWeights, shared))
@@ -290,7 +299,7 @@ extension CPUCall {
   private func outputFactor(_ shared: Int) -> Float {
     switch kernel.method {
     case .tiles:
-      let unit = abs(unsafe place(layout.valueUnits)[shared])
+      let unit = unsafe place(layout.valueUnits)[shared]
       let block = HadamardRotation(dimension: shape.valueDimension).blockLength
       return recipe.rotatesValue ? unit / Float(block) : unit
     case .running(_, .int8):

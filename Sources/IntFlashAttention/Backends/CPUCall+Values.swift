@@ -1,6 +1,17 @@
 internal import CAttentionKernels
 
 extension CPUCall {
+  /// What `FoldedValueScales` decided for a key/value head.
+  struct ValueFlags: OptionSet, BitwiseCopyable {
+    let rawValue: UInt8
+    static let hasIntegerWeights = ValueFlags(rawValue: 1)
+    static let hasOutlier = ValueFlags(rawValue: 2)
+  }
+
+  func valueFlags(_ head: Int) -> ValueFlags {
+    unsafe place(layout.valueFlags, as: ValueFlags.self)[head]
+  }
+
   /// Codes of the values, where the recipe has integers, and everything that rides on the logits.
   func quantizeValues() {
     guard kernel.method.hasIntegerValues else { return }
@@ -41,11 +52,18 @@ extension CPUCall {
   private func foldValueScales(head: Int) {
     let count = shape.keyValueLength
     let maxima = unsafe UnsafeBufferPointer(start: place(layout.valueMaxima, head), count: count)
-    let scales = unsafe FoldedValueScales(maxima: Array(maxima))
+    let scales = unsafe FoldedValueScales(
+      maxima: Array(maxima),
+      integers: recipe.valueScale == .foldedReciprocal
+    )
     let multipliers = unsafe place(layout.valueMultipliers, head)
     let weights = unsafe place(layout.weights, head, as: Int8.self)
     let realWeights = unsafe place(layout.realWeights, head)
-    unsafe place(layout.valueUnits)[head] = scales.isInteger ? scales.unit : -scales.unit
+    var flags: ValueFlags = []
+    if scales.isInteger { flags.insert(.hasIntegerWeights) }
+    if scales.hasOutlier { flags.insert(.hasOutlier) }
+    unsafe place(layout.valueFlags, as: ValueFlags.self)[head] = flags
+    unsafe place(layout.valueUnits)[head] = scales.unit
     let logarithms = scales.reciprocals.map { -64 * FoldedValueScales.logarithm($0) }
     for token in 0..<count {
       unsafe multipliers[token] = scales.multiplier(token)

@@ -27,7 +27,8 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var valueCodes = Region()  // [B·Hkv][Nk][Dv] int8, or 4-bit tokens
   private(set) var weights = Region()  // [B·Hkv][Nk] int8
   private(set) var realWeights = Region()  // [B·Hkv][Nk] float
-  private(set) var valueUnits = Region()  // [B·Hkv] float; negative: the row sum is exact
+  private(set) var valueUnits = Region()  // [B·Hkv] float
+  private(set) var valueFlags = Region()  // [B·Hkv] CPUCall.ValueFlags
   private(set) var seats = Region()  // [threads] of what one thread needs
 
   // Inside a seat.
@@ -84,7 +85,8 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
       valueMaxima = take(float * keys, heads: keyHeads)
       weights = take(keys, heads: keyHeads)
       realWeights = take(float * keys, heads: keyHeads)
-      valueUnits = take(float, heads: keyHeads)
+      valueUnits = take(float * keyHeads)
+      valueFlags = take(keyHeads)
       if call.descriptor.options.softcap != nil { folds = take(float * keys, heads: keyHeads) }
     }
 

@@ -29,6 +29,7 @@ struct ReferenceHead: Sendable {
   private let fold: [Double]
   private let weight: [Double]
   private let sumsCodes: Bool
+  private let tileLength: Int
   /// What the output is multiplied by, per channel.
   private let outputScale: [Double]
   /// Scale · log2(e) · q · kbar per row: the part of the logits that centring the keys took out.
@@ -83,15 +84,17 @@ struct ReferenceHead: Sendable {
     if recipe.rotatesValue { v.rotate() }
     let undoRotation = recipe.rotatesValue ? 1 / Double(v.dimension & -v.dimension) : 1
     var sumsCodes = recipe.rowSum == .codes
-    switch recipe.valueScale {
-    case .output:
+    var hasOutlier = false
+    switch (recipe.valueScale, recipe.rowSum) {
+    case (.output, _):
       let codes = HeadCodes(v, recipe.value)
       value = codes.codes.map(Double.init)
       fold = [Double](repeating: 0, count: v.count)
       weight = [Double](repeating: 1, count: v.count)
       let headScale = Double(codes.rowScales.first ?? 1) * undoRotation
       outputScale = (0..<v.dimension).map { headScale * Double(codes.channelScales?[$0] ?? 1) }
-    case .folded:
+    case (.folded, .codes), (.folded, .exact), (.foldedReciprocal, .codes),
+      (.foldedReciprocal, .exact):
       let scales = v.rowMaxima().map { max($0, HeadCodes.smallestMaximum) / 127 }
       let floor = scales.reduce(0, +) / Float(max(scales.count, 1)) / FoldedValueScales.floorDivisor
       let folded = scales.map { max($0, floor) }
@@ -99,15 +102,20 @@ struct ReferenceHead: Sendable {
       fold = folded.map { log2(Double($0)) }
       weight = folded.map { 1 / Double($0) }
       outputScale = [Double](repeating: undoRotation, count: v.dimension)
-    case .foldedReciprocal:
-      let scales = FoldedValueScales(maxima: v.rowMaxima())
+    case (.folded, .automatic), (.foldedReciprocal, .automatic):
+      let scales = FoldedValueScales(
+        maxima: v.rowMaxima(),
+        integers: recipe.valueScale == .foldedReciprocal
+      )
       let multipliers = (0..<v.count).map(scales.multiplier)
       value = HeadCodes(v, recipe.value, multipliers: multipliers).codes.map(Double.init)
       fold = scales.reciprocals.map { -log2(Double($0)) }
       weight = scales.reciprocals.map(Double.init)
       outputScale = [Double](repeating: Double(scales.unit) * undoRotation, count: v.dimension)
-      if recipe.rowSum == .automatic { sumsCodes = scales.isInteger }
+      hasOutlier = scales.hasOutlier
+      sumsCodes = !hasOutlier
     }
+    tileLength = recipe.tileLength(hasOutlier: hasOutlier)
     self.sumsCodes = sumsCodes
   }
 
@@ -125,7 +133,8 @@ struct ReferenceHead: Sendable {
       var partial = Partial(dimension: shape.valueDimension)
       var begin = span.lowerBound
       while begin < span.upperBound {
-        let end = recipe.tileEnd(from: begin, keyValueLength: shape.keyValueLength)
+        let length = begin == 0 ? recipe.firstTileLength : tileLength
+        let end = min(begin + length, span.upperBound)
         let seen = visible.clamped(to: begin..<end)
         if !seen.isEmpty { accumulate(row, seen, into: &partial) }
         begin = end

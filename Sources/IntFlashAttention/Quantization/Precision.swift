@@ -53,7 +53,11 @@ public enum Precision: String, Sendable, Hashable, CaseIterable {
       recipe.tileLength = 128
       recipe.tilesPerSpan = 32
       if self != .int8 { recipe.key = .int4Progressive(tokens: 32, channels: 1) }
-      if self == .int4KeyValue { recipe.value = .int4Progressive(tokens: 1, channels: 16) }
+      if self == .int4KeyValue {
+        recipe.value = .int4Progressive(tokens: 1, channels: 16)
+        // Integers n would move the INT8 codes that 4-bit groups are cut from.
+        recipe.valueScale = .folded
+      }
     case .int8Paper:
       recipe.query = .int8(.token)
       recipe.key = .int8(.token)
@@ -99,7 +103,7 @@ public enum Precision: String, Sendable, Hashable, CaseIterable {
   /// exact powers of two. What the kernels compute is held against it.
   package var specification: QuantizationRecipe {
     var recipe = recipe
-    guard recipe.valueScale == .foldedReciprocal else { return recipe }
+    guard recipe.rowSum == .automatic else { return recipe }
     recipe.valueScale = .folded
     recipe.rowSum = .codes
     recipe.exponential = .exact

@@ -23,9 +23,7 @@ public struct QuantizationRecipe: Hashable, Sendable {
     /// would round it to code 0.
     case folded
     /// As `folded`, with f = unit / n, unit = mean of max|v| / 8 and n = ⌊127 · unit / max|v|⌋ in
-    /// 1…127, where the largest token allows it; then the weighted row sum Σ p·n is an integer.
-    ///
-    /// Where a token exceeds 15.875 times the mean, n is real and the row sum takes P unrounded.
+    /// 1…127: then the weighted row sum Σ p·n is an integer. Needs `RowSum.automatic`.
     case foldedReciprocal
   }
 
@@ -53,7 +51,10 @@ public struct QuantizationRecipe: Hashable, Sendable {
     case codes
     /// Probabilities before they are rounded.
     case exact
-    /// `codes` where the V scales have integer reciprocals, else `exact`: decided per head.
+    /// `codes`, but `exact` for a head with a value token above four times the mean.
+    ///
+    /// Such a token pushes its neighbours in the tile to code 0 and their mass out of a sum over
+    /// codes. That head also has tiles of 64 keys, a mean without such tokens, and no integer n.
     case automatic
   }
 
@@ -125,13 +126,13 @@ public struct QuantizationRecipe: Hashable, Sendable {
       && exponential == .exact
   }
 
-  /// The key after the tile that begins at `begin`.
-  package func tileEnd(from begin: Int, keyValueLength: Int) -> Int {
-    min(begin == 0 ? firstTileLength : begin + tileLength, keyValueLength)
+  /// Keys of every tile but the first, for a head with or without outliers in its values.
+  package func tileLength(hasOutlier: Bool) -> Int {
+    hasOutlier ? FoldedValueScales.outlierTileLength : tileLength
   }
 
   /// The first key of the tile that holds this key.
-  package func tileStart(of key: Int) -> Int {
+  package func tileStart(of key: Int, tileLength: Int) -> Int {
     key < firstTileLength ? 0 : key - (key - firstTileLength) % tileLength
   }
 
@@ -168,14 +169,20 @@ public struct QuantizationRecipe: Hashable, Sendable {
     if integerProbability && !value.isInteger {
       try refuse("probability \(probability) needs values in an integer format")
     }
-    if rowSum == .automatic && valueScale != .foldedReciprocal {
-      try refuse("rowSum automatic needs valueScale foldedReciprocal")
+    if rowSum == .automatic && valueScale == .output {
+      try refuse("rowSum automatic needs valueScale folded or foldedReciprocal")
+    }
+    if rowSum != .automatic && valueScale == .foldedReciprocal {
+      try refuse("valueScale foldedReciprocal needs rowSum automatic")
+    }
+    if rowSum == .automatic && !tileLength.isMultiple(of: FoldedValueScales.outlierTileLength) {
+      try refuse("rowSum automatic needs tiles of a multiple of 64 keys, not \(tileLength)")
     }
     if exponential == .table64 && (probability != .unsigned8 || reference != .tileMaximum) {
       try refuse("exponential table64 needs probability unsigned8 and reference tileMaximum")
     }
-    if valueScale == .foldedReciprocal && exponential != .table64 {
-      try refuse("valueScale foldedReciprocal needs exponential table64")
+    if rowSum == .automatic && exponential != .table64 {
+      try refuse("rowSum automatic needs exponential table64")
     }
     switch (valueScale, value) {
     case (.output, .int8(.token)), (.output, .int8(.block)), (.output, .int4Clipped),
@@ -197,7 +204,7 @@ extension QuantizationRecipe {
   /// value scale.
   public func keyValueBytesPerToken(_ shape: AttentionShape) -> Double {
     bytesPerToken(key, shape.headDimension) + bytesPerToken(value, shape.valueDimension)
-      - (valueScale == .foldedReciprocal ? 3 : 0)
+      - (valueScale == .foldedReciprocal ? 3 : valueScale == .folded ? 2 : 0)
   }
 
   private func bytesPerToken(_ format: OperandFormat, _ dimension: Int) -> Double {

@@ -22,7 +22,8 @@ package enum TensorGeometry {
 
   /// Elements that a row-major tensor of this shape takes, padding of `.int4` rows included.
   ///
-  /// - Throws: `.invalidArgument` for a negative size or a product beyond `Int`.
+  /// - Throws: `.invalidArgument` for a negative size or a product beyond `Int`; sizes of 0 count as
+  ///   1 there, so that strides cannot overflow either.
   package static func storageCount(
     _ shape: [Int],
     _ type: ElementType
@@ -37,7 +38,7 @@ package enum TensorGeometry {
       }
       let isLast = axis == shape.count - 1
       let padded = type == .int4 && isLast && size < Int.max ? size + size & 1 : size
-      let (product, overflow) = count.multipliedReportingOverflow(by: padded)
+      let (product, overflow) = count.multipliedReportingOverflow(by: max(padded, 1))
       guard !overflow else {
         throw AttentionError(.invalidArgument, "shape \(shape): the product of its sizes overflows")
       }
@@ -46,7 +47,7 @@ package enum TensorGeometry {
     guard type.byteCount(elementCount: count) != nil else {
       throw AttentionError(.invalidArgument, "shape \(shape): its size in bits overflows")
     }
-    return count
+    return shape.contains(0) ? 0 : count
   }
 
   /// The lowest and highest element offset that a strided shape reaches, or nil where it is empty.

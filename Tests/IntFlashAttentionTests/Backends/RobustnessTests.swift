@@ -49,7 +49,7 @@ import Testing
   }
 
   /// Numerator and denominator round alike, so a constant comes out exact.
-  @Test(arguments: [Precision.int8, .int4, .int4KeyValue], masks)
+  @Test(arguments: [Precision.int8, .int4], masks)
   func constantValuesAreExact(_ precision: Precision, _ mask: AttentionMask) throws {
     for constant: Float in [1, -3.5, 0.1] {
       var inputs = try makeInputs()
