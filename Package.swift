@@ -80,3 +80,10 @@ let package = Package(
   ],
   cLanguageStandard: .c2x
 )
+
+// The documentation plugin is for those who build the documentation, not for clients.
+if Context.environment["INTFA_DOCS"] != nil {
+  package.dependencies.append(
+    .package(url: "https://github.com/swiftlang/swift-docc-plugin", from: "1.4.0")
+  )
+}

@@ -19,7 +19,10 @@ public struct VectorFile: Sendable {
 
   /// Reads a file with tensors `q`, `k` and `v` of [heads, tokens, dimension].
   ///
-  /// - Parameter tokens: keep the first so many tokens only; nil is all of them.
+  /// - Parameters:
+  ///   - path: where it is.
+  ///   - tokens: keep the first so many tokens only; nil is all of them.
+  /// - Throws: what the reader throws.
   public init(path: String, tokens: Int? = nil) throws {
     let file = try SafetensorsFile(path: path)
     var tensors: [String: [Float]] = [:]

@@ -153,7 +153,10 @@ enum CPUMethod: Hashable, Sendable {
   var kernelNames: [String] {
     switch self {
     case .tiles(let int4Key, let int4Value):
-      ["survey", "quantize", "attend_tiles" + (int4Value ? "_kv4" : int4Key ? "_k4" : ""), "finish"]
+      [
+        "survey", "quantize", "attend_tiles" + (int4Value ? "_kv4" : int4Key ? "_k4" : ""),
+        "finish",
+      ]
     case .running(.int8, _): ["survey", "quantize", "attend_running", "finish"]
     case .running(.float, _): ["survey", "attend_running", "finish"]
     }

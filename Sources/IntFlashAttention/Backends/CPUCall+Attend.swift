@@ -87,7 +87,9 @@ extension CPUCall {
     return format.levels / max(largestMagnitude(tensor, head: head), HeadCodes.smallestMaximum)
   }
 
-  /// q · kbar per row: what centring the keys took out of the logits. A cap and the log-sum-exp need
+  /// q · kbar per row: what centring the keys took out of the logits.
+  ///
+  /// A cap and the log-sum-exp need
   /// it back; the softmax itself does not.
   private func findRowShifts(_ block: Block, _ source: intfa_rows) {
     let isCapped = kernel.descriptor.options.softcap != nil
@@ -325,7 +327,8 @@ extension CPUCall {
     unsafe arguments.out = place(layout.out, seat: seat, part: 0)
     unsafe arguments.total = UnsafePointer(place(layout.total, seat: seat, part: 0))
     unsafe arguments.reference = UnsafePointer(place(layout.reference, seat: seat, part: 0))
-    unsafe arguments.target = UnsafeMutableRawPointer(mutating: target.base)
+    unsafe arguments.target =
+      UnsafeMutableRawPointer(mutating: target.base)
       + block.begin * operands.output.strides[2] * bytes
     unsafe arguments.target_stride = target.stride
     unsafe arguments.target_format = target.format

@@ -1,6 +1,8 @@
 internal import CAttentionKernels
 
-/// One call under way: the pre-pass, stage by stage. `CPUCall+Attend` has the tile loop.
+/// One call under way: the pre-pass, stage by stage.
+///
+/// `CPUCall+Values` has the part of the values, `CPUCall+Attend` the tile loop.
 ///
 /// Every stage cuts its work into items that write places of their own, so nothing depends on which
 /// thread runs what.
@@ -103,7 +105,9 @@ final class CPUCall: @unchecked Sendable {
       return (.query, operands.query, head, piece)
     }
     let keyItems = kernel.keyHeadCount * kernel.keyPieceCount
-    let (index, isValue) = item - queryItems < keyItems ? (item - queryItems, false)
+    let (index, isValue) =
+      item - queryItems < keyItems
+      ? (item - queryItems, false)
       : (item - queryItems - keyItems, true)
     let (head, piece) = index.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
     return isValue ? (.value, operands.value, head, piece) : (.key, operands.key, head, piece)
@@ -153,7 +157,9 @@ final class CPUCall: @unchecked Sendable {
       )
     }
     try InputCheck.requireLogits(
-      largestQuery: (0..<kernel.queryHeadCount).reduce(0) { max($0, largestMagnitude(.query, head: $1)) },
+      largestQuery: (0..<kernel.queryHeadCount).reduce(0) {
+        max($0, largestMagnitude(.query, head: $1))
+      },
       largestKey: (0..<kernel.keyHeadCount).reduce(0) { max($0, largestMagnitude(.key, head: $1)) },
       descriptor: kernel.descriptor
     )
@@ -239,7 +245,8 @@ final class CPUCall: @unchecked Sendable {
       let range = pieceRows(piece, of: shape.keyValueLength)
       let begin = Int(range.begin)
       let packed = kernel.method.hasInt4Key
-      let codes = unsafe packed
+      let codes =
+        unsafe packed
         ? place(layout.codes, seat: seat, as: Int8.self)
         : place(layout.keyCodes, head, as: Int8.self) + begin * dimension
       var arguments = unsafe intfa_quantize()

@@ -82,7 +82,8 @@ struct ReferenceKernel: AttentionKernel {
       for batch in 0..<operand.shape[0] {
         for head in 0..<operand.shape[1] {
           let rows = HeadRows(operand.view, batch: batch, head: head)
-          for token in 0..<rows.count where rows.row(token).contains(where: { !($0.magnitude < limit) }) {
+          for token in 0..<rows.count
+          where rows.row(token).contains(where: { !($0.magnitude < limit) }) {
             throw InputCheck.error(
               tensor,
               batch: batch,

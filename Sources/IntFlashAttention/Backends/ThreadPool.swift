@@ -102,12 +102,16 @@ package final class ThreadPool: @unchecked Sendable {
   }
 
   /// Threads that take part in a run that asks for `threads`.
-  package func seatCount(_ threads: Int?) -> Int { min(max(threads ?? threadCount, 1), threadCount) }
+  package func seatCount(_ threads: Int?) -> Int {
+    min(max(threads ?? threadCount, 1), threadCount)
+  }
 
   private func enter() { unsafe pthread_mutex_lock(mutex) }
   private func leave() { unsafe pthread_mutex_unlock(mutex) }
 
-  /// Under the mutex. Where a thread cannot be started the others do its work.
+  /// Starts helpers, under the mutex.
+  ///
+  /// Where a thread cannot be started the others do its work.
   private func startHelpers(_ wanted: Int) {
     while startedHelperCount < wanted {
       let context = unsafe Unmanaged.passRetained(self).toOpaque()
@@ -130,7 +134,7 @@ package final class ThreadPool: @unchecked Sendable {
     }
   }
 
-  /// The life of a helper: sleep until a job wants help, work, repeat. It never ends.
+  /// The life of a helper: sleep until a job wants help, work, repeat.
   fileprivate func helperMain() -> Never {
     enter()
     while true {

@@ -1,8 +1,12 @@
 /// What a call may choose besides its shape and precision.
 public struct AttentionOptions: Hashable, Sendable {
-  /// Multiplies q · k. nil is 1/√D. Finite, of either sign.
+  /// Multiplies q · k.
+  ///
+  /// nil is 1/√D. Finite, of either sign.
   public var softmaxScale: Float?
-  /// Caps logits: x becomes softcap · tanh(x / softcap). nil is off; otherwise positive and finite.
+  /// Caps logits: x becomes softcap · tanh(x / softcap).
+  ///
+  /// nil is off; otherwise positive and finite.
   public var softcap: Float?
   /// Which keys a query sees.
   public var mask: AttentionMask

@@ -13,7 +13,9 @@ public struct AttentionShape: Hashable, Sendable {
   public let keyValueHeadCount: Int
   /// Nq, at least 0.
   public let queryLength: Int
-  /// Nk, at least 0. Without keys every row of the output is zero.
+  /// Nk, at least 0.
+  ///
+  /// Without keys every row of the output is zero.
   public let keyValueLength: Int
   /// D, 1…256.
   public let headDimension: Int
@@ -25,7 +27,14 @@ public struct AttentionShape: Hashable, Sendable {
 
   /// Checks and stores the sizes.
   ///
-  /// - Parameter valueDimension: Dv; nil is D.
+  /// - Parameters:
+  ///   - batchCount: B.
+  ///   - queryHeadCount: Hq.
+  ///   - keyValueHeadCount: Hkv.
+  ///   - queryLength: Nq.
+  ///   - keyValueLength: Nk.
+  ///   - headDimension: D.
+  ///   - valueDimension: Dv; nil is D.
   /// - Throws: `AttentionError` with code `.invalidArgument` where a size is outside its range or a
   ///   product of sizes overflows, `.shapeMismatch` where Hq is no multiple of Hkv.
   public init(

@@ -1,6 +1,8 @@
 /// How far a tensor is from a reference, over all elements.
 public struct AccuracyReport: Hashable, Sendable {
-  /// Σ|a − b| / Σ|b|: what gates are stated in. NaN or infinity in `a` makes it NaN or infinite.
+  /// Σ|a − b| / Σ|b|: what gates are stated in.
+  ///
+  /// NaN or infinity in `a` makes it NaN or infinite.
   public let relativeL1: Double
   /// The cosine of the angle between the flattened tensors.
   public let cosine: Double

@@ -37,7 +37,9 @@ package struct FoldedValueScales: Sendable {
 
   /// From the largest magnitude of each rotated value row.
   ///
-  /// - Parameter integers: whether n_j shall be integers where there is no outlier.
+  /// - Parameters:
+  ///   - maxima: max|v| per token.
+  ///   - integers: whether n_j shall be integers where there is no outlier.
   package init(maxima: [Float], integers: Bool) {
     let maxima = maxima.map { max($0, HeadCodes.smallestMaximum) }
     var mean = Self.mean(maxima)
@@ -58,12 +60,15 @@ package struct FoldedValueScales: Sendable {
   }
 
   /// The mean of those to be counted: block sums in order, as for the means of rows.
-  private static func mean(_ maxima: [Float], where counts: (Float) -> Bool = { _ in true }) -> Float {
+  private static func mean(_ maxima: [Float], where counts: (Float) -> Bool = { _ in true })
+    -> Float
+  {
     var sum: Float = 0
     var count = 0
     for start in stride(from: 0, to: maxima.count, by: HeadRows.sumBlock) {
       var block: Float = 0
-      for value in maxima[start..<min(start + HeadRows.sumBlock, maxima.count)] where counts(value) {
+      for value in maxima[start..<min(start + HeadRows.sumBlock, maxima.count)] where counts(value)
+      {
         block += value
         count += 1
       }

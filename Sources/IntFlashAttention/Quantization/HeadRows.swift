@@ -51,7 +51,8 @@ package struct HeadRows: Sendable {
         for (channel, value) in row(index).enumerated() { block[channel] += value }
       }
       for channel in 0..<dimension {
-        total[channel] = blockStart == rows.lowerBound ? block[channel] : total[channel] + block[channel]
+        total[channel] =
+          blockStart == rows.lowerBound ? block[channel] : total[channel] + block[channel]
       }
     }
     return total.map { $0 / Float(rows.count) }

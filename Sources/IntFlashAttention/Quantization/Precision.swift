@@ -1,4 +1,6 @@
-/// The named recipes. Each is one exact sequence of operations with stated error bounds.
+/// The named recipes.
+///
+/// Each is one exact sequence of operations with stated error bounds.
 ///
 /// The errors are relative L1 against float64 on activations of a small language model, causal, mean
 /// over layers; see the article on accuracy for the protocol and for all the bounds.

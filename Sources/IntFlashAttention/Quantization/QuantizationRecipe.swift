@@ -188,7 +188,9 @@ public struct QuantizationRecipe: Hashable, Sendable {
     case (.output, .int8(.token)), (.output, .int8(.block)), (.output, .int4Clipped),
       (.output, .int4Progressive), (.output, .int4(.token)), (.output, .int4(.block)),
       (.output, .float8(.token)), (.output, .float8(.block)):
-      try refuse("value format \(value) has a scale per token, which valueScale output cannot apply")
+      try refuse(
+        "value format \(value) has a scale per token, which valueScale output cannot apply"
+      )
     case (.folded, .int8(.token)), (.folded, .int4Progressive), (.foldedReciprocal, .int8(.token)),
       (.foldedReciprocal, .int4Progressive), (.output, _):
       break

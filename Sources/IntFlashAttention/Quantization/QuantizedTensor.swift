@@ -63,9 +63,10 @@ public struct QuantizedTensor: ~Copyable, Sendable {
       }
       means = quantizer.centers ? heads + [shape[3]] : nil
       if case .int4Progressive(let tokens, let channels) = quantizer.format {
-        groups = heads + [
-          (shape[2] + tokens - 1) / tokens, (shape[3] + channels - 1) / channels,
-        ]
+        groups =
+          heads + [
+            (shape[2] + tokens - 1) / tokens, (shape[3] + channels - 1) / channels,
+          ]
       } else {
         groups = nil
       }
@@ -191,7 +192,9 @@ public struct QuantizedTensor: ~Copyable, Sendable {
   }
 
   private func decodeGroups(_ values: inout [Float], steps: [Float], offsets: [Float]) {
-    guard case .int4Progressive(let groupTokens, let groupChannels) = quantizer.format else { return }
+    guard case .int4Progressive(let groupTokens, let groupChannels) = quantizer.format else {
+      return
+    }
     let (tokens, dimension) = (shape[2], shape[3])
     let rows = (tokens + groupTokens - 1) / groupTokens
     let columns = (dimension + groupChannels - 1) / groupChannels

@@ -142,7 +142,9 @@ public struct Tensor: ~Copyable, @unchecked Sendable {
 
 /// The one place where memory comes from: aligned to a cache line, never freed by itself.
 package enum AlignedMemory {
-  /// Memory for `free`, or nil. At least one cache line, whole lines.
+  /// Memory for `free`, or nil.
+  ///
+  /// At least one cache line, whole lines.
   package static func allocate(byteCount: Int, zeroed: Bool = true) -> UnsafeMutableRawPointer? {
     var pointer: UnsafeMutableRawPointer?
     let padded = (max(byteCount, 1) + 63) & ~63

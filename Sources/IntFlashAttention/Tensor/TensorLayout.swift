@@ -8,7 +8,9 @@ public enum TensorLayout: String, Sendable, Hashable, CaseIterable {
 
 /// Shape arithmetic shared by owners and views.
 package enum TensorGeometry {
-  /// Row-major strides. For `.int4` a row is rounded up to whole bytes.
+  /// Row-major strides.
+  ///
+  /// For `.int4` a row is rounded up to whole bytes.
   package static func contiguousStrides(_ shape: [Int], _ type: ElementType) -> [Int] {
     var strides = [Int](repeating: 1, count: shape.count)
     var step = shape.last ?? 1

@@ -144,6 +144,7 @@ public struct TensorView: ~Escapable {
   /// A tensor of rank 3 is a batch of one.
   ///
   /// - Parameter layout: the order in which the dimensions are stored now.
+  /// - Returns: the view with the dimensions in attention's order.
   /// - Throws: `AttentionError` with code `.invalidArgument` for a rank other than 3 and 4.
   @_lifetime(copy self)
   public func operand(_ layout: TensorLayout = .batchHeadsTokens) throws(AttentionError)

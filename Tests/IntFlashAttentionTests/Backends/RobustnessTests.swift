@@ -102,7 +102,9 @@ import Testing
     #expect(try error(inputs, precision, AttentionOptions(mask: mask)) <= bound(precision))
   }
 
-  /// Row i matches key i / 3 alone, far left of the diagonal tile. A kernel that loses the running
+  /// Row i matches key i / 3 alone, far left of the diagonal tile.
+  ///
+  /// A kernel that loses the running
   /// maximum between off-diagonal and diagonal tiles attends to the latter only.
   @Test(arguments: CPUBackendTests.precisions)
   func offDiagonalTilesCarryTheAnswer(_ precision: Precision) throws {

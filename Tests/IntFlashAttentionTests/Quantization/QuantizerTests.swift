@@ -66,7 +66,9 @@ import Testing
     let quantized = try Quantizer(.int4Progressive(tokens: 32, channels: 1)).quantize(tensor.view)
     #expect(quantized.codes.elementType == .int4)
     #expect(quantized.steps?.shape == [1, 1, 2, 6])
-    #expect(quantized.steps?.values.allSatisfy { (1...17).contains($0) && $0.rounded() == $0 } == true)
+    #expect(
+      quantized.steps?.values.allSatisfy { (1...17).contains($0) && $0.rounded() == $0 } == true
+    )
     // The decoded values are whole multiples of the INT8 scale of their token.
     let restored = try quantized.dequantized().copyFloats()
     let definition = HeadCodes(
@@ -116,10 +118,20 @@ import Testing
     #expect(failure(Quantizer(.float16), good) == .invalidArgument)
     #expect(failure(Quantizer(.int8(.block(0))), good) == .invalidArgument)
     #expect(failure(Quantizer(.int4Progressive(tokens: 0, channels: 1)), good) == .invalidArgument)
-    #expect(failure(Quantizer(.int8(.token)), try Tensor(.int8, shape: [1, 2, 2])) == .unsupportedElementType)
+    #expect(
+      failure(Quantizer(.int8(.token)), try Tensor(.int8, shape: [1, 2, 2]))
+        == .unsupportedElementType
+    )
     #expect(failure(Quantizer(.int8(.token)), try Tensor(.float32, shape: [2])) == .invalidArgument)
-    #expect(failure(Quantizer(.int8(.token)), try Tensor(.float32, shape: [1, 1, 300])) == .invalidArgument)
-    #expect(failure(Quantizer(.int8(.token)), try Tensor([.nan], shape: [1, 1, 1])) == .nonFiniteInput)
-    #expect(failure(Quantizer(.int8(.token)), try Tensor([1e30], shape: [1, 1, 1])) == .valueOutOfRange)
+    #expect(
+      failure(Quantizer(.int8(.token)), try Tensor(.float32, shape: [1, 1, 300]))
+        == .invalidArgument
+    )
+    #expect(
+      failure(Quantizer(.int8(.token)), try Tensor([.nan], shape: [1, 1, 1])) == .nonFiniteInput
+    )
+    #expect(
+      failure(Quantizer(.int8(.token)), try Tensor([1e30], shape: [1, 1, 1])) == .valueOutOfRange
+    )
   }
 }

@@ -115,11 +115,12 @@ func vectors(_ name: String, tokens: Int? = nil) throws -> VectorFile {
         // An integer may fall on the other side of its edge.
         #expect((a - b).magnitude <= (scales.isInteger ? 0 : 1e-4 * b))
       }
-      valueCodes += HeadCodes(
-        rows,
-        .int8(.token),
-        multipliers: (0..<rows.count).map(scales.multiplier)
-      ).codes
+      valueCodes +=
+        HeadCodes(
+          rows,
+          .int8(.token),
+          multipliers: (0..<rows.count).map(scales.multiplier)
+        ).codes
     }
     expectSameCodes(valueCodes, try #require(file.tensors["v8"]), "value")
   }
