@@ -6,6 +6,7 @@
 #endif
 #include <unistd.h>
 
+#include "kernels.h"
 #include "portable.h"
 
 static const intfa_cpu_kernels portable = {
@@ -13,14 +14,47 @@ static const intfa_cpu_kernels portable = {
     .survey = intfa_survey__portable,
     .rotated_maxima = intfa_rotated_maxima__portable,
     .quantize = intfa_quantize__portable,
+    .key_bytes = intfa_key_bytes__portable,
+    .value_bytes = intfa_value_bytes__portable,
+    .pack_keys = intfa_pack_keys__portable,
+    .pack_values = intfa_pack_values__portable,
     .attend_tiles = intfa_attend_tiles__portable,
     .attend_running = intfa_attend_running__portable,
     .merge = intfa_merge__portable,
     .finish = intfa_finish__portable,
 };
 
+#if defined(__x86_64__)
+static const intfa_cpu_kernels avx512vnni = {
+    .name = "avx512vnni",
+    .survey = intfa_survey__portable,
+    .rotated_maxima = intfa_rotated_maxima__portable,
+    .quantize = intfa_quantize__portable,
+    .key_bytes = intfa_key_bytes__avx512vnni,
+    .value_bytes = intfa_value_bytes__avx512vnni,
+    .pack_keys = intfa_pack_keys__avx512vnni,
+    .pack_values = intfa_pack_values__avx512vnni,
+    .attend_tiles = intfa_attend_tiles__avx512vnni,
+    .attend_running = intfa_attend_running__portable,
+    .merge = intfa_merge__portable,
+    .finish = intfa_finish__portable,
+};
+
+static bool has_avx512vnni(void) {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa) {
-  return isa == INTFA_PORTABLE ? &portable : NULL;
+  switch (isa) {
+    case INTFA_PORTABLE: return &portable;
+#if defined(__x86_64__)
+    case INTFA_AVX512_VNNI: return has_avx512vnni() ? &avx512vnni : NULL;
+#endif
+    default: return NULL;
+  }
 }
 
 int32_t intfa_processor_count(void) {

@@ -16,11 +16,19 @@ void intfa_attend_running__portable(const intfa_attend_running *);
 void intfa_merge__portable(const intfa_merge *);
 void intfa_finish__portable(const intfa_finish *);
 
+int64_t intfa_key_bytes__portable(int64_t tokens, int32_t dimension, bool int4);
+int64_t intfa_value_bytes__portable(int64_t tokens, int32_t dimension, bool int4);
+void intfa_pack_keys__portable(const intfa_pack *);
+void intfa_pack_values__portable(const intfa_pack *);
 // INT8 codes of tokens [begin, end) from their four-bit storage; keys begin at a group.
-void intfa_unpack_int4_keys(const intfa_int4 *, int64_t begin, int64_t end, int32_t dimension,
-                            int8_t *codes);
-void intfa_unpack_int4_values(const intfa_int4 *, int64_t begin, int64_t end, int32_t dimension,
-                              int8_t *codes);
+void intfa_unpack_keys__portable(const uint8_t *packed, int64_t begin, int64_t end,
+                                 int32_t dimension, int8_t *codes);
+void intfa_unpack_values__portable(const uint8_t *packed, int64_t begin, int64_t end,
+                                   int32_t dimension, int8_t *codes);
+
+// The INT8 codes that four bits would stand for: of one group of at most 32 tokens, and of one token.
+void intfa_regroup_keys(int8_t *codes, int32_t count, int32_t dimension);
+void intfa_regroup_values(int8_t *codes, int32_t dimension);
 
 #pragma GCC visibility pop
 

@@ -86,7 +86,7 @@ static void attend_row(const intfa_attend_running *a, int32_t r, int64_t first, 
   a->reference[r] = top;
   a->total[r] = a->total[r] * keep + sum;
 
-  float *out = a->out + (int64_t)r * dimension;
+  float *out = a->out + r * a->out_stride;
   if (a->probability == INTFA_P_INT8) {
     int32_t acc[INTFA_MAX_DIMENSION] = {0};
     for (int32_t j = 0; j < count; j++) {
@@ -132,7 +132,7 @@ static void store(void *target, int64_t i, float x, intfa_format format) {
 
 void intfa_finish__portable(const intfa_finish *a) {
   for (int32_t r = 0; r < a->rows; r++) {
-    float *out = a->out + (int64_t)r * a->value_dimension;
+    float *out = a->out + r * a->out_stride;
     bool seen = a->total[r] > 0;
     float factor = seen ? a->factor / a->total[r] : 0;
     if (a->rotates) intfa_rotate(out, a->value_dimension);

@@ -76,7 +76,7 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
     for (int32_t c = 0; c < dimension; c++) acc[c] += (int16_t)(weight * v[c]);
   }
 
-  float *out = a->out + (int64_t)r * dimension;
+  float *out = a->out + r * a->out_stride;
   float gain = tile_gain(top, a->reference + r, a->total + r, out, dimension);
   a->total[r] += gain * (a->weight ? (float)weighted : real_sum);
   for (int32_t c = 0; c < dimension; c++) out[c] += gain * (float)acc[c];
@@ -86,14 +86,14 @@ void intfa_attend_tiles__portable(const intfa_attend_tiles *a) {
   unpacked_tile *unpacked = a->scratch;
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
-    const int8_t *key = a->key + begin * a->head_dimension;
-    const int8_t *value = a->value + begin * a->value_dimension;
-    if (a->int4.keys) {
-      intfa_unpack_int4_keys(&a->int4, begin, end, a->head_dimension, unpacked->key);
+    const int8_t *key = (const int8_t *)a->key + begin * a->head_dimension;
+    const int8_t *value = (const int8_t *)a->value + begin * a->value_dimension;
+    if (a->int4_key) {
+      intfa_unpack_keys__portable(a->key, begin, end, a->head_dimension, unpacked->key);
       key = unpacked->key;
     }
-    if (a->int4.values) {
-      intfa_unpack_int4_values(&a->int4, begin, end, a->value_dimension, unpacked->value);
+    if (a->int4_value) {
+      intfa_unpack_values__portable(a->value, begin, end, a->value_dimension, unpacked->value);
       value = unpacked->value;
     }
     for (int32_t r = 0; r < a->rows; r++) {
@@ -106,8 +106,8 @@ void intfa_attend_tiles__portable(const intfa_attend_tiles *a) {
 void intfa_merge__portable(const intfa_merge *a) {
   for (int32_t r = 0; r < a->rows; r++) {
     if (!(a->from_total[r] > 0)) continue;
-    float *out = a->into_out + (int64_t)r * a->value_dimension;
-    const float *from = a->from_out + (int64_t)r * a->value_dimension;
+    float *out = a->into_out + r * a->out_stride;
+    const float *from = a->from_out + r * a->out_stride;
     float into = a->into_reference[r], other = a->from_reference[r];
     float reference = into > other ? into : other;
     float keep = exp2_fast((into - reference) / a->steps), add = exp2_fast((other - reference) / a->steps);

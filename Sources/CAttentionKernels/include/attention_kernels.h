@@ -19,6 +19,9 @@ enum {
   INTFA_MAX_TILE = 128,
   INTFA_KEY_GROUP = 32,    // tokens that share step and offset of one 4-bit key channel
   INTFA_VALUE_GROUP = 16,  // channels of one token that share step and offset of 4-bit values
+  INTFA_PACK_UNIT = 64,    // tokens that are packed together
+  INTFA_OUT_UNIT = 64,     // floats that rows of `out` are padded to
+  INTFA_ROW_UNIT = 4,      // rows that buffers of rows are padded to
   INTFA_SUM_BLOCK = 256    // rows that are summed one after the other before block sums are added
 };
 
@@ -64,21 +67,24 @@ typedef struct {
   int64_t bias_stride;
 } intfa_quantize;
 
+// INT8 codes [row][dimension] of tokens [begin, end) of one head into the order that attend_tiles of
+// the same table reads. `begin` is a multiple of INTFA_PACK_UNIT, and so is `end` but for the last.
+typedef struct {
+  const int8_t *codes;    // row `begin` is the first
+  int64_t begin, end;
+  int32_t dimension;
+  bool int4;              // progressive four-bit storage
+  void *target;           // of the head: keys_bytes or values_bytes
+  const int8_t *weights;  // values: [token] n_j in token order, row 0 is the head's first; or NULL
+  int8_t *target_weights; // values: where they go, padded to INTFA_PACK_UNIT; or NULL
+} intfa_pack;
+
 // ---------------------------------------------------------------------------------- tile loop
 
 // Keys that the rows of a query block see: row r sees [first + r * step, end + r * step), clipped.
 typedef struct {
   int64_t first, end, step;
 } intfa_visible;
-
-// Four-bit storage of keys: for each group of 32 tokens [D][16] bytes of codes, [D] steps, [D]
-// offsets; token 2t of the group in the low half of byte t. Of values: for each token [Dv/2] bytes,
-// [groups] steps, [groups] offsets. A code stands for clamp(code * step + offset, -127, 127).
-typedef struct {
-  const uint8_t *keys;
-  const uint8_t *values;
-  int64_t key_group_bytes, value_token_bytes;
-} intfa_int4;
 
 // One query block against the keys [key_begin, key_end) of one key/value head, all in `int8` codes.
 typedef struct {
@@ -88,19 +94,20 @@ typedef struct {
   intfa_visible visible;
   const int8_t *query;         // [rows][D]
   const float *query_scale;    // [rows] scale of the row times steps per unit of q.k
-  const int8_t *key;           // [key][D], or NULL where int4.keys is given
+  const void *key;             // as pack_keys left them
   const float *key_scale;      // [key]
   const float *bias;           // [key] in steps
-  const int8_t *value;         // [key][Dv], or NULL where int4.values is given
-  const int8_t *weight;        // [key] n_j where they are integers, or NULL
+  const void *value;           // as pack_values left them
+  bool int4_key, int4_value;   // stored in four bits
+  const int8_t *weight;        // n_j where they are integers, as pack_values left them, or NULL
   const float *real_weight;    // [key] n_j where weight is NULL
   bool sums_codes;             // the row sum takes P as it was rounded; integer weights imply it
-  intfa_int4 int4;
   float softcap;               // in steps; 0 for none
   const float *row_shift;      // [rows] in steps, added before the cap; only with softcap
   const float *fold;           // [key] in steps, added after the cap; only with softcap
-  float *out;                  // [rows][Dv] sum of gain * p * v
-  float *total;                // [rows]     sum of gain * p * n
+  float *out;                  // [rows][out_stride] sum of gain * p * v
+  int64_t out_stride;          // at least Dv, a multiple of INTFA_OUT_UNIT
+  float *total;                // [rows] sum of gain * p * n
   float *reference;            // [rows] exponent reference of both, in steps; -inf at first
   void *scratch;               // intfa_scratch_bytes()
 } intfa_attend_tiles;
@@ -133,7 +140,8 @@ typedef struct {
   float value_multiplier;
   float softcap;               // log2 units; 0 for none
   const float *row_shift;      // [rows] log2 units, added before the cap; or NULL
-  float *out;                  // [rows][Dv]
+  float *out;                  // [rows][out_stride]
+  int64_t out_stride;
   float *total;                // [rows]
   float *reference;            // [rows] running maximum in log2 units; -1e30 at first
   void *scratch;
@@ -142,6 +150,7 @@ typedef struct {
 // Adds the partial result `from` to `into`: both keep their own exponent reference.
 typedef struct {
   int32_t rows, value_dimension;
+  int64_t out_stride;
   float steps;  // logit units per power of two: 64 or 1
   float *into_out, *into_total, *into_reference;
   const float *from_out, *from_total, *from_reference;
@@ -154,7 +163,8 @@ typedef struct {
   float factor;
   float steps;
   float total_unit;         // total / total_unit is the sum of exponentials
-  float *out;               // [rows][Dv]; overwritten
+  float *out;               // [rows][out_stride]; overwritten
+  int64_t out_stride;
   const float *total, *reference;
   const float *row_shift;   // [rows] natural units, added to the log-sum-exp; or NULL
   void *target;             // first row of the caller's output
@@ -173,6 +183,10 @@ typedef struct {
   void (*rotated_maxima)(const intfa_rows *, int64_t begin, int64_t end, int32_t dimension,
                          bool rotates, float *largest);
   void (*quantize)(const intfa_quantize *);
+  int64_t (*key_bytes)(int64_t tokens, int32_t dimension, bool int4);
+  int64_t (*value_bytes)(int64_t tokens, int32_t dimension, bool int4);
+  void (*pack_keys)(const intfa_pack *);
+  void (*pack_values)(const intfa_pack *);
   void (*attend_tiles)(const intfa_attend_tiles *);
   void (*attend_running)(const intfa_attend_running *);
   void (*merge)(const intfa_merge *);
@@ -201,12 +215,6 @@ int64_t intfa_scratch_bytes(void);
 void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,
                      float multiplier, intfa_format round, float *target);
 
-// Packs INT8 codes [count][dimension] of one group of at most 32 tokens into four bits: see
-// intfa_int4. `target` takes dimension * 18 bytes.
-void intfa_pack_int4_keys(const int8_t *codes, int32_t count, int32_t dimension, uint8_t *target);
-// Packs one token of INT8 codes; `target` takes intfa_int4_value_bytes(dimension) bytes.
-void intfa_pack_int4_values(const int8_t *codes, int32_t dimension, uint8_t *target);
-int64_t intfa_int4_value_bytes(int32_t dimension);
 // The inner product in the fixed order that every instruction set keeps: sixteen partial sums.
 float intfa_dot(const float *a, const float *b, int32_t count);
 // In-place Walsh-Hadamard transform of blocks of the largest power of two that divides `dimension`,

@@ -163,9 +163,11 @@ extension CPUCall {
     let total = unsafe place(layout.total, seat: block.seat, part: part)
     let reference = unsafe place(layout.reference, seat: block.seat, part: part)
     let start: Float = kernel.method.isTiled ? -.infinity : -1e30
-    unsafe out.update(repeating: 0, count: block.rows * shape.valueDimension)
-    unsafe total.update(repeating: 0, count: block.rows)
-    unsafe reference.update(repeating: start, count: block.rows)
+    // Kernels may work on whole groups of rows.
+    let rows = (block.rows + Int(INTFA_ROW_UNIT) - 1) / Int(INTFA_ROW_UNIT) * Int(INTFA_ROW_UNIT)
+    unsafe out.update(repeating: 0, count: rows * layout.outStride)
+    unsafe total.update(repeating: 0, count: rows)
+    unsafe reference.update(repeating: start, count: rows)
   }
 
   private var kernelSoftcap: Float {
@@ -186,23 +188,17 @@ extension CPUCall {
     unsafe arguments.visible = block.visible
     unsafe arguments.query = UnsafePointer(place(layout.queryCodes, seat: seat, as: Int8.self))
     unsafe arguments.query_scale = UnsafePointer(place(layout.queryScales, seat: seat))
-    if kernel.method.hasInt4Key {
-      unsafe arguments.int4.keys = UnsafePointer(place(layout.keyCodes, shared, as: UInt8.self))
-      unsafe arguments.int4.key_group_bytes = Int64(kernel.keyGroupByteCount)
-    } else {
-      unsafe arguments.key = UnsafePointer(place(layout.keyCodes, shared, as: Int8.self))
-    }
-    if kernel.method.hasInt4Value {
-      unsafe arguments.int4.values = UnsafePointer(place(layout.valueCodes, shared, as: UInt8.self))
-      unsafe arguments.int4.value_token_bytes = Int64(kernel.valueTokenByteCount)
-    } else {
-      unsafe arguments.value = UnsafePointer(place(layout.valueCodes, shared, as: Int8.self))
-    }
+    unsafe arguments.key = UnsafeRawPointer(place(layout.keyCodes, shared, as: UInt8.self))
+    unsafe arguments.int4_key = kernel.method.hasInt4Key
+    unsafe arguments.value = UnsafeRawPointer(place(layout.valueCodes, shared, as: UInt8.self))
+    unsafe arguments.int4_value = kernel.method.hasInt4Value
     unsafe arguments.key_scale = UnsafePointer(place(layout.keyScales, shared))
     unsafe arguments.bias = UnsafePointer(place(layout.biases, head))
     unsafe arguments.sums_codes = !valueFlags(shared).contains(.hasOutlier)
     if valueFlags(shared).contains(.hasIntegerWeights) {
-      unsafe arguments.weight = UnsafePointer(place(layout.weights, shared, as: Int8.self))
+      unsafe arguments.weight = UnsafePointer(
+        place(layout.packedWeights, shared, as: Int8.self)
+      )
     } else {
       unsafe arguments.real_weight = UnsafePointer(place(layout.realWeights, shared))
     }
@@ -212,6 +208,7 @@ extension CPUCall {
       unsafe arguments.fold = UnsafePointer(place(layout.folds, shared))
     }
     unsafe arguments.out = place(layout.out, seat: seat, part: part)
+    unsafe arguments.out_stride = Int64(layout.outStride)
     unsafe arguments.total = place(layout.total, seat: seat, part: part)
     unsafe arguments.reference = place(layout.reference, seat: seat, part: part)
     unsafe arguments.scratch = UnsafeMutableRawPointer(
@@ -272,6 +269,7 @@ extension CPUCall {
       unsafe arguments.row_shift = UnsafePointer(place(layout.scaledShifts, seat: seat))
     }
     unsafe arguments.out = place(layout.out, seat: seat, part: part)
+    unsafe arguments.out_stride = Int64(layout.outStride)
     unsafe arguments.total = place(layout.total, seat: seat, part: part)
     unsafe arguments.reference = place(layout.reference, seat: seat, part: part)
     unsafe arguments.scratch = UnsafeMutableRawPointer(
@@ -286,6 +284,7 @@ extension CPUCall {
     unsafe arguments.rows = Int32(block.rows)
     unsafe arguments.value_dimension = Int32(shape.valueDimension)
     unsafe arguments.steps = kernel.method.isTiled ? 64 : 1
+    unsafe arguments.out_stride = Int64(layout.outStride)
     unsafe arguments.into_out = place(layout.out, seat: seat, part: 0)
     unsafe arguments.into_total = place(layout.total, seat: seat, part: 0)
     unsafe arguments.into_reference = place(layout.reference, seat: seat, part: 0)
@@ -325,6 +324,7 @@ extension CPUCall {
     unsafe arguments.steps = kernel.method.isTiled ? 64 : 1
     unsafe arguments.total_unit = kernel.method.isTiled ? 255 : 1
     unsafe arguments.out = place(layout.out, seat: seat, part: 0)
+    unsafe arguments.out_stride = Int64(layout.outStride)
     unsafe arguments.total = UnsafePointer(place(layout.total, seat: seat, part: 0))
     unsafe arguments.reference = UnsafePointer(place(layout.reference, seat: seat, part: 0))
     unsafe arguments.target =

@@ -90,13 +90,11 @@ extension CPUCall {
 
   private func quantizeValues(head: Int, piece: Int, seat: Int) {
     let range = pieceRows(piece, of: shape.keyValueLength)
-    let begin = Int(range.begin)
     let dimension = shape.valueDimension
-    let packed = kernel.method.hasInt4Value
     let codes =
-      unsafe packed
+      unsafe kernel.method.isTiled
       ? place(layout.codes, seat: seat, as: Int8.self)
-      : place(layout.valueCodes, head, as: Int8.self) + begin * dimension
+      : place(layout.valueCodes, head, as: Int8.self) + Int(range.begin) * dimension
     var arguments = unsafe intfa_quantize()
     unsafe arguments.rows = rows(operands.value, head: head)
     unsafe arguments.begin = range.begin
@@ -106,15 +104,21 @@ extension CPUCall {
     unsafe arguments.multipliers = UnsafePointer(place(layout.valueMultipliers, head))
     unsafe arguments.codes = codes
     unsafe kernels.quantize(&arguments)
-    guard packed else { return }
-    let target = unsafe place(layout.valueCodes, head, as: UInt8.self)
-    for token in begin..<Int(range.end) {
-      unsafe intfa_pack_int4_values(
-        codes + (token - begin) * dimension,
-        Int32(dimension),
-        target + token * kernel.valueTokenByteCount
-      )
+    guard kernel.method.isTiled else { return }
+    var packing = unsafe intfa_pack()
+    unsafe packing.codes = UnsafePointer(codes)
+    unsafe packing.begin = range.begin
+    unsafe packing.end = range.end
+    unsafe packing.dimension = Int32(dimension)
+    unsafe packing.int4 = kernel.method.hasInt4Value
+    unsafe packing.target = UnsafeMutableRawPointer(
+      place(layout.valueCodes, head, as: UInt8.self)
+    )
+    if valueFlags(head).contains(.hasIntegerWeights) {
+      unsafe packing.weights = UnsafePointer(place(layout.weights, head, as: Int8.self))
+      unsafe packing.target_weights = place(layout.packedWeights, head, as: Int8.self)
     }
+    unsafe kernels.pack_values(&packing)
   }
 }
 

@@ -29,10 +29,7 @@ final class CPUCall: @unchecked Sendable {
     self.layout = layout
     shape = kernel.descriptor.shape
     recipe = kernel.descriptor.recipe
-    guard let table = unsafe intfa_cpu_kernels_for(kernel.instructionSet.kernelSet) else {
-      preconditionFailure("the backend checked that the instruction set is supported")
-    }
-    unsafe kernels = table.pointee
+    unsafe kernels = kernel.instructionSet.kernels
   }
 
   // MARK: Places
@@ -244,9 +241,9 @@ final class CPUCall: @unchecked Sendable {
       let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
       let range = pieceRows(piece, of: shape.keyValueLength)
       let begin = Int(range.begin)
-      let packed = kernel.method.hasInt4Key
+      // The tile loop has an order of its own; the running one reads codes row by row.
       let codes =
-        unsafe packed
+        unsafe kernel.method.isTiled
         ? place(layout.codes, seat: seat, as: Int8.self)
         : place(layout.keyCodes, head, as: Int8.self) + begin * dimension
       var arguments = unsafe intfa_quantize()
@@ -268,20 +265,17 @@ final class CPUCall: @unchecked Sendable {
         unsafe arguments.bias_stride = Int64(layout.biases.stride / float)
       }
       unsafe kernels.quantize(&arguments)
-      if packed { unsafe packKeys(head: head, range: begin..<Int(range.end), codes: codes) }
-    }
-  }
-
-  private func packKeys(head: Int, range: Range<Int>, codes: UnsafeMutablePointer<Int8>) {
-    let tokens = Int(INTFA_KEY_GROUP)
-    let target = unsafe place(layout.keyCodes, head, as: UInt8.self)
-    for first in stride(from: range.lowerBound, to: range.upperBound, by: tokens) {
-      unsafe intfa_pack_int4_keys(
-        codes + (first - range.lowerBound) * shape.headDimension,
-        Int32(min(tokens, range.upperBound - first)),
-        Int32(shape.headDimension),
-        target + first / tokens * kernel.keyGroupByteCount
+      guard kernel.method.isTiled else { return }
+      var packing = unsafe intfa_pack()
+      unsafe packing.codes = UnsafePointer(codes)
+      unsafe packing.begin = range.begin
+      unsafe packing.end = range.end
+      unsafe packing.dimension = Int32(dimension)
+      unsafe packing.int4 = kernel.method.hasInt4Key
+      unsafe packing.target = UnsafeMutableRawPointer(
+        place(layout.keyCodes, head, as: UInt8.self)
       )
+      unsafe kernels.pack_keys(&packing)
     }
   }
 }

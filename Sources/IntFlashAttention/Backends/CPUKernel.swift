@@ -74,20 +74,27 @@ final class CPUKernel: AttentionKernel {
 
   var scratchByteCount: Int { Int(intfa_scratch_bytes()) }
 
-  /// Bytes of one group of 4-bit keys.
-  var keyGroupByteCount: Int { descriptor.shape.headDimension * 18 }
-  var valueTokenByteCount: Int {
-    Int(intfa_int4_value_bytes(Int32(descriptor.shape.valueDimension)))
-  }
   var keyBytesPerHead: Int {
-    let keys = descriptor.shape.keyValueLength
-    return method.hasInt4Key
-      ? CPUTileSizes.pieceCount(keys, Int(INTFA_KEY_GROUP)) * keyGroupByteCount
-      : keys * descriptor.shape.headDimension
+    let shape = descriptor.shape
+    guard method.isTiled else { return shape.keyValueLength * shape.headDimension }
+    return Int(
+      unsafe instructionSet.kernels.key_bytes(
+        Int64(shape.keyValueLength),
+        Int32(shape.headDimension),
+        method.hasInt4Key
+      )
+    )
   }
   var valueBytesPerHead: Int {
-    descriptor.shape.keyValueLength
-      * (method.hasInt4Value ? valueTokenByteCount : descriptor.shape.valueDimension)
+    let shape = descriptor.shape
+    guard method.isTiled else { return shape.keyValueLength * shape.valueDimension }
+    return Int(
+      unsafe instructionSet.kernels.value_bytes(
+        Int64(shape.keyValueLength),
+        Int32(shape.valueDimension),
+        method.hasInt4Value
+      )
+    )
   }
 }
 
@@ -107,5 +114,4 @@ extension CPUMethod {
   }
   var hasInt4Key: Bool { if case .tiles(true, _) = self { true } else { false } }
   var hasInt4Value: Bool { if case .tiles(_, true) = self { true } else { false } }
-  var hasPackedOperand: Bool { hasInt4Key || hasInt4Value }
 }

@@ -5,8 +5,9 @@
 package struct CPUTileSizes: Hashable, Sendable {
   /// Query rows that share one pass over the keys.
   ///
-  /// Keys in 4 bits and in 16-bit floats are unpacked once per tile and block: 64 rows make that
-  /// about 2 % of the work. Fewer rows where there are not enough blocks for the threads.
+  /// A tile of keys and values is read once per block, and 16-bit floats are unpacked once: 256 rows
+  /// hide that, while their float32 sums stay in the second-level cache. Fewer rows where there are
+  /// not enough blocks for the threads.
   package let queryBlockLength: Int
   /// Rows that one piece of the pre-pass takes: a multiple of `HeadRows.sumBlock` and of the 32
   /// tokens of a 4-bit group.
@@ -15,9 +16,9 @@ package struct CPUTileSizes: Hashable, Sendable {
   package init(shape: AttentionShape, threadCount: Int) {
     let heads = max(shape.batchCount * shape.queryHeadCount, 1)
     // Four items a thread even out the last ones to finish.
-    let wantedBlocks = (4 * threadCount + heads - 1) / heads
+    let wantedBlocks = threadCount == 1 ? 1 : (4 * threadCount + heads - 1) / heads
     let rows = (shape.queryLength + wantedBlocks - 1) / max(wantedBlocks, 1)
-    queryBlockLength = min(max((rows + 15) / 16 * 16, 16), 64)
+    queryBlockLength = min(max((rows + 15) / 16 * 16, 16), 256)
   }
 
   /// Pieces of `length` rows.

@@ -5,12 +5,13 @@ import Musl
 #else
 import Darwin
 #endif
+internal import CAttentionKernels
 
 /// Where everything that a call needs lies in one block of memory: a pure function of the shape.
 struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var byteCount = 0
 
-  // Per call. Heads are numbered batch-major: [B · H].
+  // Per call. Heads are numbered batch-major: [B · H]. Nk is padded to whole packed units.
   private(set) var queryMeans = Region()  // [B·Hq][D] float
   private(set) var rotatedQueryMeans = Region()  // [B·Hq][D] float
   private(set) var keyMeans = Region()  // [B·Hkv][D] float
@@ -25,7 +26,8 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var valueMaxima = Region()  // [B·Hkv][Nk] float
   private(set) var valueMultipliers = Region()  // [B·Hkv][Nk] float
   private(set) var valueCodes = Region()  // [B·Hkv][Nk][Dv] int8, or 4-bit tokens
-  private(set) var weights = Region()  // [B·Hkv][Nk] int8
+  private(set) var weights = Region()  // [B·Hkv][Nk] int8, token order
+  private(set) var packedWeights = Region()  // [B·Hkv][Nk, padded] int8, as the values are packed
   private(set) var realWeights = Region()  // [B·Hkv][Nk] float
   private(set) var valueUnits = Region()  // [B·Hkv] float
   private(set) var valueFlags = Region()  // [B·Hkv] CPUCall.ValueFlags
@@ -38,10 +40,11 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var queryRows = Region()  // [block][D] float
   private(set) var rowShifts = Region()  // [block] float, natural units
   private(set) var scaledShifts = Region()  // [block] float, in the kernel's units
-  private(set) var out = Region()  // [2][block][Dv] float
+  private(set) var out = Region()  // [2][block][outStride] float
+  private(set) var outStride = 0
   private(set) var total = Region()  // [2][block] float
   private(set) var reference = Region()  // [2][block] float
-  private(set) var codes = Region()  // [prepass rows][max(D, Dv)] int8, before packing in 4 bits
+  private(set) var codes = Region()  // [prepass rows][max(D, Dv)] int8, before they are packed
   private(set) var scratch = Region()
 
   /// A part of the block: `offset` bytes from its beginning, cache-line aligned.
@@ -56,7 +59,9 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     let recipe = call.descriptor.recipe
     let queryHeads = shape.batchCount * shape.queryHeadCount
     let keyHeads = shape.batchCount * shape.keyValueHeadCount
-    let (d, dv, keys) = (shape.headDimension, shape.valueDimension, shape.keyValueLength)
+    let (d, dv) = (shape.headDimension, shape.valueDimension)
+    let unit = Int(INTFA_PACK_UNIT)
+    let keys = (shape.keyValueLength + unit - 1) / unit * unit
     let float = MemoryLayout<Float>.size
 
     largest = take(float * call.surveyItemCount)
@@ -84,6 +89,7 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     if case .tiles = call.method {
       valueMaxima = take(float * keys, heads: keyHeads)
       weights = take(keys, heads: keyHeads)
+      packedWeights = take(keys, heads: keyHeads)
       realWeights = take(float * keys, heads: keyHeads)
       valueUnits = take(float * keyHeads)
       valueFlags = take(keyHeads)
@@ -97,10 +103,12 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     queryRows = take(float * block * d)
     rowShifts = take(float * block)
     scaledShifts = take(float * block)
-    out = take(float * block * dv, heads: 2)
+    let outUnit = Int(INTFA_OUT_UNIT)
+    outStride = (dv + outUnit - 1) / outUnit * outUnit
+    out = take(float * block * outStride, heads: 2)
     total = take(float * block, heads: 2)
     reference = take(float * block, heads: 2)
-    if call.method.hasPackedOperand {
+    if call.method.isTiled {
       codes = take(call.tileSizes.prepassLength * max(d, dv))
     }
     scratch = take(call.scratchByteCount)

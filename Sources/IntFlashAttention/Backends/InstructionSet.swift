@@ -4,6 +4,8 @@ internal import CAttentionKernels
 public enum InstructionSet: String, Sendable, Hashable, CaseIterable {
   /// Plain C, on every processor.
   case portable
+  /// AVX-512 with 8-bit dot products (VNNI): x86-64 servers since 2019, Zen 4 and later.
+  case avx512VNNI = "avx512vnni"
 
   /// Those that this build has kernels for and this machine can run, the fastest last.
   public static var supported: [InstructionSet] { allCases.filter(\.isSupported) }
@@ -18,7 +20,16 @@ public enum InstructionSet: String, Sendable, Hashable, CaseIterable {
   var kernelSet: intfa_isa {
     switch self {
     case .portable: INTFA_PORTABLE
+    case .avx512VNNI: INTFA_AVX512_VNNI
     }
+  }
+
+  /// Its kernels; only asked of an instruction set that is supported.
+  var kernels: intfa_cpu_kernels {
+    guard let table = unsafe intfa_cpu_kernels_for(kernelSet) else {
+      preconditionFailure("the backend checked that the instruction set is supported")
+    }
+    return unsafe table.pointee
   }
 
   /// Processors that this process may run on.

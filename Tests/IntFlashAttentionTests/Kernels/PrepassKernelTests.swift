@@ -32,6 +32,7 @@ import Testing
     let isa =
       switch set {
       case .portable: INTFA_PORTABLE
+      case .avx512VNNI: INTFA_AVX512_VNNI
       }
     return unsafe try #require(unsafe intfa_cpu_kernels_for(isa)).pointee
   }
@@ -150,49 +151,72 @@ import Testing
     }
   }
 
+  /// The portable storage is the documented one: nibbles, steps and offsets per group.
   @Test(arguments: shapes)
   func fourBitKeysDecodeToTheDefinition(_ shape: (count: Int, dimension: Int)) throws {
     let (count, dimension) = shape
-    let rows = makeRows(count, dimension)
-    let int8 = HeadCodes(rows, .int8(.token)).codes.map { Int8($0) }
-    let keys = HeadCodes(rows, .int4Progressive(tokens: 32, channels: 1)).codes
-    let values = HeadCodes(rows, .int4Progressive(tokens: 1, channels: 16)).codes
-    var decodedKeys: [Float] = []
-    for first in stride(from: 0, to: count, by: 32) {
-      let tokens = min(32, count - first)
-      var packed = [UInt8](repeating: 0xAA, count: 18 * dimension)
-      let part = Array(int8[first * dimension..<(first + tokens) * dimension])
-      unsafe intfa_pack_int4_keys(part, Int32(tokens), Int32(dimension), &packed)
-      for token in 0..<tokens {
-        for channel in 0..<dimension {
-          let code = packed[channel * 16 + token / 2] >> UInt8(token % 2 * 4) & 15
-          let group = ProgressiveGroup(
-            step: Float(packed[16 * dimension + channel]),
-            offset: Float(Int8(bitPattern: packed[17 * dimension + channel]))
-          )
-          decodedKeys.append(group.decoded(Float(code)))
-        }
-      }
-    }
-    #expect(decodedKeys == keys)
-
-    let bytes = Int(intfa_int4_value_bytes(Int32(dimension)))
-    let groups = (dimension + 15) / 16
-    var decodedValues: [Float] = []
+    let packed = try pack(shape, keys: true)
+    let expected = HeadCodes(
+      makeRows(count, dimension),
+      .int4Progressive(tokens: 32, channels: 1)
+    ).codes
     for token in 0..<count {
-      var packed = [UInt8](repeating: 0xAA, count: bytes)
-      let part = Array(int8[token * dimension..<(token + 1) * dimension])
-      unsafe intfa_pack_int4_values(part, Int32(dimension), &packed)
+      let group = Array(packed[(token / 32 * 18 * dimension)...].prefix(18 * dimension))
       for channel in 0..<dimension {
-        let code = packed[channel / 2] >> UInt8(channel % 2 * 4) & 15
-        let place = (dimension + 1) / 2 + channel / 16
-        let group = ProgressiveGroup(
-          step: Float(packed[place]),
-          offset: Float(Int8(bitPattern: packed[place + groups]))
+        let code = group[channel * 16 + token % 32 / 2] >> UInt8(token % 2 * 4) & 15
+        let grouping = ProgressiveGroup(
+          step: Float(group[16 * dimension + channel]),
+          offset: Float(Int8(bitPattern: group[17 * dimension + channel]))
         )
-        decodedValues.append(group.decoded(Float(code)))
+        #expect(grouping.decoded(Float(code)) == expected[token * dimension + channel])
       }
     }
-    #expect(decodedValues == values)
+  }
+
+  @Test(arguments: shapes)
+  func fourBitValuesDecodeToTheDefinition(_ shape: (count: Int, dimension: Int)) throws {
+    let (count, dimension) = shape
+    let packed = try pack(shape, keys: false)
+    let expected = HeadCodes(
+      makeRows(count, dimension),
+      .int4Progressive(tokens: 1, channels: 16)
+    ).codes
+    let groups = (dimension + 15) / 16
+    let bytes = (dimension + 1) / 2 + 2 * groups
+    for token in 0..<count {
+      let row = Array(packed[(token * bytes)...].prefix(bytes))
+      for channel in 0..<dimension {
+        let code = row[channel / 2] >> UInt8(channel % 2 * 4) & 15
+        let place = (dimension + 1) / 2 + channel / 16
+        let grouping = ProgressiveGroup(
+          step: Float(row[place]),
+          offset: Float(Int8(bitPattern: row[place + groups]))
+        )
+        #expect(grouping.decoded(Float(code)) == expected[token * dimension + channel])
+      }
+    }
+  }
+
+  private func pack(_ shape: (count: Int, dimension: Int), keys: Bool) throws -> [UInt8] {
+    let (count, dimension) = shape
+    let kernels = unsafe try table(.portable)
+    let codes = HeadCodes(makeRows(count, dimension), .int8(.token)).codes.map { Int8($0) }
+    let bytes =
+      unsafe keys
+      ? kernels.key_bytes(Int64(count), Int32(dimension), true)
+      : kernels.value_bytes(Int64(count), Int32(dimension), true)
+    var packed = [UInt8](repeating: 0xAA, count: Int(bytes))
+    unsafe codes.withUnsafeBufferPointer { codes in
+      unsafe packed.withUnsafeMutableBytes { packed in
+        var arguments = unsafe intfa_pack()
+        unsafe arguments.codes = codes.baseAddress
+        unsafe arguments.end = Int64(count)
+        unsafe arguments.dimension = Int32(dimension)
+        unsafe arguments.int4 = true
+        unsafe arguments.target = packed.baseAddress
+        if keys { unsafe kernels.pack_keys(&arguments) } else { unsafe kernels.pack_values(&arguments) }
+      }
+    }
+    return packed
   }
 }

@@ -1,0 +1,87 @@
+// Types and small functions of the AVX-512 VNNI kernels. Included inside their target region.
+#pragma once
+#include <immintrin.h>
+
+#include "portable.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define KEEP_LOOP _Pragma("clang loop unroll(disable)")
+
+enum {
+  ROWS = 4,   // query rows of a register tile
+  KEYS = 64,  // keys of a register tile: 4 x 64 int32 sums fill 16 registers
+  SUBS = INTFA_MAX_TILE / KEYS
+};
+
+// Byte in which the weight of key `key` of 64 comes out when its logit is narrowed 32 -> 16 -> 8 bits:
+// vpackssdw interleaves 128-bit quarters, then the second half of the keys goes into the high bytes.
+// Values and n_j are packed in this order, so that keys, scales and biases keep theirs.
+INLINE int32_t weight_position(int32_t key) {
+  return 2 * (8 * (key >> 2 & 3) + (key & 3) + 4 * (key >> 4 & 1)) + (key >> 5);
+}
+
+INLINE int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
+// exp2_fast of four exponents, operation by operation.
+INLINE __m128 exp2_x4(__m128 x) {
+  x = _mm_min_ps(_mm_max_ps(x, _mm_set1_ps(-126.0f)), _mm_set1_ps(126.0f));
+  __m128 shifted = _mm_add_ps(x, _mm_set1_ps(12582912.0f));
+  __m128 f = _mm_sub_ps(x, _mm_sub_ps(shifted, _mm_set1_ps(12582912.0f)));
+  __m128 p = _mm_set1_ps(1.5403530e-4f);
+  p = _mm_add_ps(_mm_mul_ps(p, f), _mm_set1_ps(1.3333558e-3f));
+  p = _mm_add_ps(_mm_mul_ps(p, f), _mm_set1_ps(9.6181291e-3f));
+  p = _mm_add_ps(_mm_mul_ps(p, f), _mm_set1_ps(5.5504109e-2f));
+  p = _mm_add_ps(_mm_mul_ps(p, f), _mm_set1_ps(2.4022651e-1f));
+  p = _mm_add_ps(_mm_mul_ps(p, f), _mm_set1_ps(6.9314718e-1f));
+  p = _mm_add_ps(_mm_mul_ps(p, f), _mm_set1_ps(1.0f));
+  __m128i exponent = _mm_add_epi32(_mm_castps_si128(shifted), _mm_set1_epi32(127 - 0x4B400000));
+  return _mm_mul_ps(p, _mm_castsi128_ps(_mm_slli_epi32(exponent, 23)));
+}
+
+// Horizontal maxima and sums of four registers at once.
+INLINE __m128 four_maxima(const __m512 x[ROWS]) {
+  __m512 a = _mm512_max_ps(_mm512_unpacklo_ps(x[0], x[2]), _mm512_unpackhi_ps(x[0], x[2]));
+  __m512 b = _mm512_max_ps(_mm512_unpacklo_ps(x[1], x[3]), _mm512_unpackhi_ps(x[1], x[3]));
+  __m512 c = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  __m256 d = _mm256_max_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+  return _mm_max_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
+}
+INLINE __m128i four_sums(const __m512i x[ROWS]) {
+  __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[2]), _mm512_unpackhi_epi32(x[0], x[2]));
+  __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(x[1], x[3]), _mm512_unpackhi_epi32(x[1], x[3]));
+  __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti32x8_epi32(c, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
+}
+
+// Sixteen partial sums added as intfa_dot adds them: halves onto each other.
+INLINE float sum_of_lanes(__m512 x) {
+  __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+// 16 rows of 16 dwords -> 16 columns.
+INLINE void transpose16(__m512i *r) {
+  __m512i t[16];
+  UNROLL for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  UNROLL for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  UNROLL for (int i = 0; i < 16; i += 8) UNROLL for (int j = 0; j < 4; j++) {
+    t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0x88);
+    t[i + 4 + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0xDD);
+  }
+  UNROLL for (int j = 0; j < 8; j++) {
+    r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+    r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xDD);
+  }
+}
