@@ -27,9 +27,9 @@ static const intfa_cpu_kernels portable = {
 #if defined(__x86_64__)
 static const intfa_cpu_kernels avx512vnni = {
     .name = "avx512vnni",
-    .survey = intfa_survey__portable,
-    .rotated_maxima = intfa_rotated_maxima__portable,
-    .quantize = intfa_quantize__portable,
+    .survey = intfa_survey__avx512vnni,
+    .rotated_maxima = intfa_rotated_maxima__avx512vnni,
+    .quantize = intfa_quantize__avx512vnni,
     .key_bytes = intfa_key_bytes__avx512vnni,
     .value_bytes = intfa_value_bytes__avx512vnni,
     .pack_keys = intfa_pack_keys__avx512vnni,
@@ -37,13 +37,13 @@ static const intfa_cpu_kernels avx512vnni = {
     .attend_tiles = intfa_attend_tiles__avx512vnni,
     .attend_running = intfa_attend_running__portable,
     .merge = intfa_merge__portable,
-    .finish = intfa_finish__portable,
+    .finish = intfa_finish__avx512vnni,
 };
 
 static bool has_avx512vnni(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
 }
 #endif
 

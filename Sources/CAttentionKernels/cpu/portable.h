@@ -16,6 +16,8 @@ void intfa_attend_running__portable(const intfa_attend_running *);
 void intfa_merge__portable(const intfa_merge *);
 void intfa_finish__portable(const intfa_finish *);
 
+// The log-sum-exp part of finish, where it is asked for.
+void intfa_finish_log_sum_exp(const intfa_finish *);
 int64_t intfa_key_bytes__portable(int64_t tokens, int32_t dimension, bool int4);
 int64_t intfa_value_bytes__portable(int64_t tokens, int32_t dimension, bool int4);
 void intfa_pack_keys__portable(const intfa_pack *);

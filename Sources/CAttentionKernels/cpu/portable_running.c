@@ -133,17 +133,22 @@ static void store(void *target, int64_t i, float x, intfa_format format) {
 void intfa_finish__portable(const intfa_finish *a) {
   for (int32_t r = 0; r < a->rows; r++) {
     float *out = a->out + r * a->out_stride;
-    bool seen = a->total[r] > 0;
-    float factor = seen ? a->factor / a->total[r] : 0;
+    float factor = a->total[r] > 0 ? a->factor / a->total[r] : 0;
     if (a->rotates) intfa_rotate(out, a->value_dimension);
     for (int32_t c = 0; c < a->value_dimension; c++)
       store(a->target, r * a->target_stride + c, out[c] * factor, a->target_format);
-    if (!a->log_sum_exp) continue;
-    float *lse = a->log_sum_exp + r * a->log_sum_exp_stride;
-    *lse = -__builtin_inff();
-    if (!seen) continue;
-    // Natural logarithm; log2 of the total is the compiler's own function on every platform.
+  }
+  intfa_finish_log_sum_exp(a);
+}
+
+void intfa_finish_log_sum_exp(const intfa_finish *a) {
+  if (!a->log_sum_exp) return;
+  for (int32_t r = 0; r < a->rows; r++) {
+    float *target = a->log_sum_exp + r * a->log_sum_exp_stride;
+    *target = -__builtin_inff();
+    if (!(a->total[r] > 0)) continue;
+    // The logarithm is the platform's own, in double precision.
     double logarithm = a->reference[r] / a->steps + __builtin_log2(a->total[r] / a->total_unit);
-    *lse = (float)(logarithm * 0.69314718055994531) + (a->row_shift ? a->row_shift[r] : 0);
+    *target = (float)(logarithm * 0.69314718055994531) + (a->row_shift ? a->row_shift[r] : 0);
   }
 }

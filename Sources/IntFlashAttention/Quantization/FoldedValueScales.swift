@@ -81,5 +81,11 @@ package struct FoldedValueScales: Sendable {
   package func multiplier(_ index: Int) -> Float { reciprocals[index] / unit }
 
   /// log2 of n_j, rounded from double precision so that platforms agree.
-  package static func logarithm(_ reciprocal: Float) -> Float { Float(log2(Double(reciprocal))) }
+  package static func logarithm(_ reciprocal: Float) -> Float {
+    // Almost every n is one of these integers.
+    if reciprocal >= 1, reciprocal == reciprocal.rounded() { return integerLogarithms[Int(reciprocal)] }
+    return Float(log2(Double(reciprocal)))
+  }
+
+  private static let integerLogarithms = (0...127).map { Float(log2(Double(max($0, 1)))) }
 }
