@@ -34,6 +34,7 @@ typedef struct {
 typedef struct {
   group groups[2];
   _Alignas(64) uint16_t power[64];
+  _Alignas(64) int8_t no_weights[INTFA_MAX_TILE];  // stands for n_j where they are not integers
   _Alignas(64) int32_t start[256];
   _Alignas(64) float scale[256], shift[256];
   _Alignas(64) int8_t query[256 * INTFA_MAX_DIMENSION];  // rows padded to four channels
@@ -62,9 +63,7 @@ INLINE void store_weights(__m512i even, __m512i odd, const int8_t *n, uint8_t *p
   odd = _mm512_add_epi16(odd, half);
   __m512i bytes = _mm512_ternarylogic_epi32(even, odd, high_bytes, 0xF8);  // even | (odd & high)
   _mm512_store_si512(p, bytes);
-  if (n)
-    _mm512_store_si512(
-        sum, _mm512_dpbusd_epi32(_mm512_load_si512(sum), bytes, _mm512_loadu_si512(n)));
+  _mm512_store_si512(sum, _mm512_dpbusd_epi32(_mm512_load_si512(sum), bytes, _mm512_load_si512(n)));
 }
 INLINE void exponentials(group *g, int32_t sub, const int8_t *n, const uint16_t *table) {
   UNROLL for (int r = 0; r < ROWS; r++) {
@@ -104,10 +103,12 @@ typedef struct {
   const float *key_scale, *bias;
 } score_operands;
 
-// Logits of sub-tile `sub` into `g`; with `earlier`, the exponentials of its sub-tile `sub` between
-// the multiplies. D is the stride where the compiler shall know it, a multiple of 64, else 0.
-INLINE void score(const int32_t D, const score_operands *o, group *g, int32_t sub, __m512 top[ROWS],
-                  group *earlier, const int8_t *n, const uint16_t *table) {
+// Logits of sub-tile `sub` into `g`; where asked, the exponentials of that sub-tile of the four rows
+// before between the multiplies. D is the stride where the compiler shall know it, a multiple of 64,
+// else 0. No branch may be left in here: the compiler would keep operands on the stack around it.
+INLINE void score(const int32_t D, const bool with_earlier, const score_operands *o, group *g,
+                  int32_t sub, __m512 top[ROWS], group *earlier, const int8_t *n,
+                  const uint16_t *table) {
   const int8_t *q = o->query;
   const int32_t stride = D ? D : o->stride, part = D / 64;
   __m512i acc[ROWS][4], even, odd;
@@ -116,19 +117,19 @@ INLINE void score(const int32_t D, const score_operands *o, group *g, int32_t su
     UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_set1_epi32(o->start[i]);
   if (D) {
     UNROLL for (int r = 0; r < ROWS; r++) {
-      const float *logit = earlier ? earlier->logit[sub][r] : NULL;
+      const float *logit = earlier->logit[sub][r];
       UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, 4 * r * part + s, acc);
-      if (earlier) even = exponent_steps(logit, _mm512_set1_ps(earlier->top[r]));
+      if (with_earlier) even = exponent_steps(logit, _mm512_set1_ps(earlier->top[r]));
       UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, (4 * r + 1) * part + s, acc);
-      if (earlier) odd = exponent_steps(logit + 32, _mm512_set1_ps(earlier->top[r]));
+      if (with_earlier) odd = exponent_steps(logit + 32, _mm512_set1_ps(earlier->top[r]));
       UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, (4 * r + 2) * part + s, acc);
-      if (earlier) even = power_of_two(table, even), odd = power_of_two(table, odd);
+      if (with_earlier) even = power_of_two(table, even), odd = power_of_two(table, odd);
       UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, (4 * r + 3) * part + s, acc);
-      if (earlier) store_weights(even, odd, n, earlier->p[sub][r], earlier->sum[r]);
+      if (with_earlier) store_weights(even, odd, n, earlier->p[sub][r], earlier->sum[r]);
     }
   } else {
     KEEP_LOOP for (int32_t s = 0; s < stride / 4; s++) score_step(q, stride, o->key, s, acc);
-    if (earlier) exponentials(earlier, sub, n, table);
+    if (with_earlier) exponentials(earlier, sub, n, table);
   }
   UNROLL for (int j = 0; j < 4; j++) {
     __m512 ks = _mm512_loadu_ps(o->key_scale + 16 * j), b = _mm512_loadu_ps(o->bias + 16 * j);
@@ -303,7 +304,7 @@ INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s, 
   const int32_t width = (int32_t)padded(a->value_dimension, 64);
   const uint8_t *key = (const uint8_t *)a->key + begin * stride;
   const int8_t *value = (const int8_t *)a->value + begin * width;
-  const int8_t *n = a->weight ? a->weight + begin : NULL;
+  const int8_t *n = a->weight ? a->weight + begin : s->no_weights;
   group *g = &s->groups[0], *earlier = &s->groups[1];
   int32_t earlier_row = -1, earlier_subs = 0;
   for (int32_t row = 0; row < a->rows; row += ROWS) {
@@ -326,9 +327,9 @@ INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s, 
       o.key_scale = a->key_scale + begin + sub * KEYS;
       o.bias = a->bias + begin + sub * KEYS;
       if (sub < earlier_subs)
-        score(D, &o, g, sub, top, earlier, n ? n + sub * KEYS : NULL, s->power);
+        score(D, true, &o, g, sub, top, earlier, n + sub * KEYS, s->power);
       else
-        score(D, &o, g, sub, top, NULL, NULL, s->power);
+        score(D, false, &o, g, sub, top, earlier, n, s->power);
     }
     if (a->softcap > 0) cap_logits(a, s, g, row, begin, subs, top);
     int64_t common_end = visible_keys(&a->visible, row, begin, end).end;
@@ -342,7 +343,7 @@ INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s, 
   }
   if (earlier_row < 0) return;
   for (int32_t sub = 0; sub < earlier_subs; sub++)
-    exponentials(earlier, sub, n ? n + sub * KEYS : NULL, s->power);
+    exponentials(earlier, sub, n + sub * KEYS, s->power);
   add_values(a, earlier, value, width, earlier_row, begin, earlier_subs);
 }
 
@@ -353,6 +354,7 @@ static void prepare_rows(const intfa_attend_tiles *a, state *s, int32_t stride) 
   memset(s->scale, 0, sizeof s->scale);
   memset(s->shift, 0, sizeof s->shift);
   memset(s->groups, 0, sizeof s->groups);
+  memset(s->no_weights, 0, sizeof s->no_weights);
   memcpy(s->power, power_table, sizeof s->power);
   for (int32_t r = 0; r < a->rows; r++) {
     const int8_t *q = a->query + (int64_t)r * a->head_dimension;

@@ -27,7 +27,7 @@ public protocol AttentionKernel: Sendable {
 /// The checked operands of one call, as a plan hands them to a kernel.
 ///
 /// Shapes are `[B, H, N, D]`, element types allowed, inner strides 1, and the output overlaps
-/// nothing. It must not outlive the call.
+/// nothing. It must not outlive the call. What it holds is visible inside this package only.
 @safe
 public struct AttentionOperands: @unchecked Sendable {
   // Sendable: a kernel's threads share the inputs and write rows of the output that do not overlap.
@@ -85,7 +85,8 @@ public struct PlanSummary: Hashable, Sendable, CustomStringConvertible {
   public var backend: String
   /// Name of the instruction set, or of what stands for it.
   public var instructionSet: String
-  /// Keys of the first tile and of every other tile.
+  /// Keys of the first tile and of every other tile; a head with outliers in its values may have
+  /// shorter ones.
   public var tileLengths: [Int]
   /// Query rows that share one pass over the keys.
   public var queryBlockLength: Int

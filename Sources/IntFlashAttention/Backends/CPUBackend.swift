@@ -9,7 +9,8 @@ internal import CAttentionKernels
 
 /// Attention on the processor: tiled, multi-threaded, memory linear in the number of tokens.
 public struct CPUBackend: AttentionBackend {
-  /// Threads that a call may use; nil is one per processor that the process may run on.
+  /// Threads that a call may use; nil is one per processor that the process may run on, and there
+  /// are never more than that.
   public let threadCount: Int?
   /// The instructions to use; nil is what the environment variable `INTFA_ISA` names, else the
   /// fastest that the machine has.
@@ -28,7 +29,8 @@ public struct CPUBackend: AttentionBackend {
   ///
   /// - Throws: `AttentionError` with code `.unsupported` for a recipe that is computed by
   ///   ``ReferenceBackend`` only, `.unavailable` for an instruction set that this machine or build
-  ///   does not have, `.invalidArgument` for fewer than one thread.
+  ///   does not have, `.invalidArgument` for fewer than one thread or an unknown name in
+  ///   `INTFA_ISA`.
   public func makeKernel(
     for descriptor: AttentionDescriptor
   ) throws(AttentionError) -> any AttentionKernel {

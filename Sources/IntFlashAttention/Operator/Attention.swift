@@ -5,8 +5,8 @@
 /// **Shapes.** query [B, Hq, Nq, D], key [B, Hkv, Nk, D], value [B, Hkv, Nk, Dv]; a tensor of rank 3
 /// is a batch of one. Hq is a multiple of Hkv (grouped-query). float32, float16 or bfloat16.
 ///
-/// **Accuracy.** That of `precision`; the default `int8` is within 1.3 % relative L1 of float64 on
-/// activations of language models.
+/// **Accuracy.** That of `precision`; for the default `int8` the bound is 1.3 % relative L1 against
+/// float64 on activations of a language model, see ``Precision/gate``.
 ///
 /// **Edge cases.** A row that sees no key gives zeros. NaN and infinite inputs are refused.
 ///

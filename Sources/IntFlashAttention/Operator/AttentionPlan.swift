@@ -1,6 +1,7 @@
 /// A validated choice of backend, kernels and tile sizes for one descriptor; run it many times.
 ///
-/// A plan holds no data of any call, can be shared between threads, and prints what it chose.
+/// A plan can be shared between threads and prints what it chose. It keeps no tensor; the scratch
+/// memory of a finished call stays with it for the next one.
 public struct AttentionPlan: Sendable, CustomStringConvertible {
   /// What is computed.
   public let descriptor: AttentionDescriptor

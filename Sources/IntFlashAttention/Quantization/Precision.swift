@@ -10,14 +10,15 @@ public enum Precision: String, Sendable, Hashable, CaseIterable {
   /// Queries and keys centred and rotated, INT8 per token; values rotated, INT8 per token with the
   /// scale folded into the logits; unsigned 8-bit P against the maximum of each tile.
   case int8
-  /// The full-INT8 recipe of INT-FlashAttention (arXiv 2409.16997), faithfully. About 9 %.
+  /// The full-INT8 recipe of INT-FlashAttention (arXiv 2409.16997). About 9 %.
   ///
   /// INT8 per token for queries and keys, one scale per head for values, signed P with 127 levels
-  /// against the running maximum. For comparison.
+  /// against the running maximum; the row sum takes P before it is rounded, as the authors' code
+  /// does. For comparison.
   case int8Paper
   /// Q·K in INT8, centred and rotated; P and V in float16. About 0.4 %.
   case int8QueryKey
-  /// The half-INT8 recipe of INT-FlashAttention, faithfully. About 1.2 %.
+  /// The half-INT8 recipe of INT-FlashAttention. About 1.2 %.
   case int8QueryKeyPaper
   /// As `int8` with keys stored in 4 bits, which decode to exact INT8 codes. About 2.5 %.
   case int4
@@ -27,9 +28,9 @@ public enum Precision: String, Sendable, Hashable, CaseIterable {
   case int4QueryKey
   /// FP8 E4M3 with one scale per head, as FlashAttention-3 has it. About 5 %.
   case float8
-  /// Operands and P rounded to bfloat16, sums in float32. About 0.2 %.
+  /// Operands and P rounded to bfloat16, sums in float32. About 0.3 %.
   case bfloat16
-  /// Operands and P rounded to float16, sums in float32. About 0.02 %.
+  /// Operands and P rounded to float16, sums in float32. About 0.005 %.
   case float16
   /// Nothing rounded below float32.
   case float32

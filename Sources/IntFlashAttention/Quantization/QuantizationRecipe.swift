@@ -49,7 +49,8 @@ public struct QuantizationRecipe: Hashable, Sendable {
   public enum RowSum: Hashable, Sendable {
     /// The rounded codes, so that rounding errors of numerator and denominator cancel.
     case codes
-    /// Probabilities before they are rounded.
+    /// Probabilities before they are rounded to the format of P; with `table64` their exponent is in
+    /// steps of 1/64 already.
     case exact
     /// `codes`, but `exact` for a head with a value token above four times the mean.
     ///
@@ -202,8 +203,8 @@ public struct QuantizationRecipe: Hashable, Sendable {
 extension QuantizationRecipe {
   /// Bytes that one token's key and value take per key/value head when stored in this recipe.
   ///
-  /// Scales, steps and offsets are counted: a float32 per key scale, a byte per reciprocal of a
-  /// value scale.
+  /// Scales, steps and offsets are counted: a float32 per key scale, a byte per integer reciprocal of
+  /// a value scale and two bytes per real one. Scales of a whole head are not.
   public func keyValueBytesPerToken(_ shape: AttentionShape) -> Double {
     bytesPerToken(key, shape.headDimension) + bytesPerToken(value, shape.valueDimension)
       - (valueScale == .foldedReciprocal ? 3 : valueScale == .folded ? 2 : 0)

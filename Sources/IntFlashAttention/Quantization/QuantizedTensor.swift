@@ -103,9 +103,9 @@ public struct QuantizedTensor: ~Copyable, Sendable {
 
   /// Puts parts together that were stored apart.
   ///
-  /// - Throws: `AttentionError` with code `.shapeMismatch` or `.unsupportedElementType` where a part
-  ///   does not have the shape or type that the quantiser gives it, `.invalidArgument` where one is
-  ///   missing or superfluous.
+  /// - Throws: `AttentionError` with code `.shapeMismatch` where a part is missing, superfluous or of
+  ///   another shape than the quantiser gives it, `.unsupportedElementType` where the codes are of
+  ///   another type, `.invalidArgument` for a format that contradicts itself.
   public init(
     quantizer: Quantizer,
     codes: consuming Tensor,
