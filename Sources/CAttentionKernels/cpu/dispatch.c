@@ -35,7 +35,7 @@ static const intfa_cpu_kernels avx512vnni = {
     .pack_keys = intfa_pack_keys__avx512vnni,
     .pack_values = intfa_pack_values__avx512vnni,
     .attend_tiles = intfa_attend_tiles__avx512vnni,
-    .attend_running = intfa_attend_running__portable,
+    .attend_running = intfa_attend_running__avx512vnni,
     .merge = intfa_merge__portable,
     .finish = intfa_finish__avx512vnni,
 };

@@ -16,7 +16,7 @@
 #if defined(__x86_64__)
 #include "online_softmax.h"
 
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
 #include "x86_avx512vnni.h"
 

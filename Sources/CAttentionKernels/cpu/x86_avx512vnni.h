@@ -85,3 +85,20 @@ INLINE void transpose16(__m512i *r) {
     r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xDD);
   }
 }
+
+enum { MAX_CHUNKS = INTFA_MAX_DIMENSION / 16 };
+
+// The mask of register `chunk` of a row.
+INLINE __mmask16 lanes_of(int32_t dimension, int32_t chunk) {
+  int32_t left = dimension - 16 * chunk;
+  return left >= 16 ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+}
+
+INLINE __m512 load_chunk(const intfa_rows *rows, int64_t row, int32_t dimension, int32_t chunk) {
+  const int64_t at = row * rows->stride + 16 * chunk;
+  const __mmask16 mask = lanes_of(dimension, chunk);
+  if (rows->format == INTFA_FLOAT32) return _mm512_maskz_loadu_ps(mask, (const float *)rows->base + at);
+  __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)rows->base + at);
+  if (rows->format == INTFA_FLOAT16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}

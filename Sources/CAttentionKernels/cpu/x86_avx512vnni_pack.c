@@ -5,7 +5,7 @@
 // to 64, all with zeros. Four-bit operands are stored as the INT8 codes that they stand for: one call
 // reads each tile once per 256 rows, and unpacking would cost more than the bytes.
 #if defined(__x86_64__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
 #include "x86_avx512vnni.h"
 
