@@ -52,6 +52,23 @@ struct FileBytes: ~Copyable, @unchecked Sendable {
     self.path = path
   }
 
+  /// Takes a copy of bytes that come from somewhere else; `name` stands for the path in messages.
+  ///
+  /// - Throws: `.tooLarge` where there is no memory.
+  init(copying bytes: Span<UInt8>, name: String) throws(TensorFileError) {
+    guard let memory = unsafe malloc(max(bytes.count, 1)) else {
+      throw TensorFileError(.tooLarge, path: name, "no memory for \(bytes.count) bytes")
+    }
+    unsafe bytes.withUnsafeBytes { source in
+      guard let first = source.baseAddress else { return }
+      unsafe memory.copyMemory(from: first, byteCount: source.count)
+    }
+    unsafe self.start = memory
+    self.count = bytes.count
+    self.isMapped = false
+    self.path = name
+  }
+
   deinit {
     if isMapped { unsafe munmap(start, count) } else { unsafe free(start) }
   }

@@ -24,6 +24,18 @@ public struct SafetensorsFile: ~Copyable, Sendable {
     self.file = file
   }
 
+  /// Reads a file that is already in memory, of which it keeps a copy.
+  ///
+  /// - Parameters:
+  ///   - bytes: the whole file.
+  ///   - name: what messages call it.
+  /// - Throws: as ``init(path:)``, but for `.cannotOpen`.
+  public init(bytes: Span<UInt8>, name: String) throws(TensorFileError) {
+    let file = try FileBytes(copying: bytes, name: name)
+    self.header = try SafetensorsHeader(file.bytes, path: name)
+    self.file = file
+  }
+
   /// The file, as it was named.
   public var path: String { file.path }
 

@@ -31,6 +31,14 @@ extension Precision {
   /// tile, row or head in the wrong place changes it by a tenth and more.
   public var rowRounding: Double { max(10 * gate.rounding, 1e-5) }
 
+  /// Bound of the relative L1 error against exact attention in any robustness case: that of normal
+  /// data, and 1.5 % for `int8`.
+  public var robustnessBound: Double { max(gate.normal(keyValueLength: 1024), 0.015) }
+
+  /// Bound of the relative L1 error where all values are one number and the row sum is over codes:
+  /// numerator and denominator round alike.
+  public var constantBound: Double { 1e-5 }
+
   /// Bound of the error of a log-sum-exp against exact attention, in natural logarithm units, for
   /// logits of a few units.
   public var logSumExpBound: Float {

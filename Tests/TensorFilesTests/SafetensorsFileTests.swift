@@ -36,6 +36,24 @@ struct SafetensorsFileTests {
     #expect(tensor.copyFloats() == [1, -2.5])
   }
 
+  @Test func readsBytesInMemoryAsAFile() throws {
+    let header = #"{"a":{"dtype":"I8","shape":[2],"data_offsets":[0,2]}}"#
+    let bytes = safetensors(header, dataCount: 2)
+    let file = try SafetensorsFile(bytes: bytes.span, name: "memory")
+    #expect(file.path == "memory")
+    let expected = try SafetensorsFile(path: folder.file(bytes)).tensor("a").copyFloats()
+    #expect(try file.tensor("a").copyFloats() == expected)
+    for count in [0, 7, bytes.count - 1] {
+      do throws(TensorFileError) {
+        _ = try SafetensorsFile(bytes: bytes.span.extracting(0..<count), name: "memory")
+        Issue.record("\(count) bytes are not the file")
+      } catch {
+        #expect(error.code == .truncated)
+        #expect(error.message.hasPrefix("memory: "))
+      }
+    }
+  }
+
   @Test func readsBlanksEscapesAndAnyOrder() throws {
     let header = #"""
       { "\u0062\ud83d\ude00\/\n" : { "data_offsets" : [ 2 , 4 ] , "shape" : [ 2 ] , "dtype" : "I8" } ,

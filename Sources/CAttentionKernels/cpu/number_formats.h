@@ -1,5 +1,9 @@
 // Rounding of float32 to narrower formats by bits, so that no instruction set extension is needed.
 #pragma once
+// Before any function: the inline ones below and in other headers must not fuse multiply and add
+// where the target could, or instruction sets would differ.
+#pragma STDC FP_CONTRACT OFF
+
 #include <string.h>
 
 #include "attention_kernels.h"

@@ -5,8 +5,6 @@
 // then a step and then an offset per 16 channels. A code stands for clamp(code * step + offset, +-127).
 #include "portable.h"
 
-#pragma STDC FP_CONTRACT OFF
-
 typedef struct {
   int32_t low, step;
 } regrouping;

@@ -5,8 +5,6 @@
 // transform goes through strides 1, 2, 4, ... No fused multiply-add anywhere.
 #include "portable.h"
 
-#pragma STDC FP_CONTRACT OFF
-
 enum { LANES = 16 };
 
 float intfa_dot(const float *a, const float *b, int32_t count) {

@@ -9,8 +9,6 @@
 // at most 128 * 127 * 127 = 2.1e6.
 #include "portable.h"
 
-#pragma STDC FP_CONTRACT OFF
-
 typedef struct {
   float key[INTFA_MAX_DIMENSION * INTFA_MAX_TILE];    // [channel][key of the tile]
   float value[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];  // [key of the tile][channel]

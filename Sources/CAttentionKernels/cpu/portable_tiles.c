@@ -12,8 +12,6 @@
 #include "online_softmax.h"
 #include "portable.h"
 
-#pragma STDC FP_CONTRACT OFF
-
 static int32_t dot_int8(const int8_t *a, const int8_t *b, int32_t count) {
   int32_t sum = 0;
   for (int32_t c = 0; c < count; c++) sum += (int32_t)a[c] * b[c];

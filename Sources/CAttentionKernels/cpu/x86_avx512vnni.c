@@ -20,8 +20,6 @@
                              apply_to = function)
 #include "x86_avx512vnni.h"
 
-#pragma STDC FP_CONTRACT OFF
-
 // What four rows need from their scores to their values.
 typedef struct {
   _Alignas(64) float logit[SUBS][ROWS][KEYS];
@@ -35,9 +33,9 @@ typedef struct {
   group groups[2];
   _Alignas(64) uint16_t power[64];
   _Alignas(64) int8_t no_weights[INTFA_MAX_TILE];  // stands for n_j where they are not integers
-  _Alignas(64) int32_t start[256];
-  _Alignas(64) float scale[256], shift[256];
-  _Alignas(64) int8_t query[256 * INTFA_MAX_DIMENSION];  // rows padded to four channels
+  _Alignas(64) int32_t start[INTFA_MAX_ROWS];
+  _Alignas(64) float scale[INTFA_MAX_ROWS], shift[INTFA_MAX_ROWS];
+  _Alignas(64) int8_t query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION];  // rows padded to four channels
 } state;
 _Static_assert(sizeof(state) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
                "fits intfa_scratch_bytes");

@@ -9,8 +9,6 @@
                              apply_to = function)
 #include "x86_avx512vnni.h"
 
-#pragma STDC FP_CONTRACT OFF
-
 INLINE void load_chunks(const int32_t chunks, const intfa_rows *rows, int64_t row, int32_t dimension,
                         __m512 *x) {
   UNROLL for (int32_t i = 0; i < chunks; i++) x[i] = load_chunk(rows, row, dimension, i);

@@ -17,6 +17,7 @@
 enum {
   INTFA_MAX_DIMENSION = 256,
   INTFA_MAX_TILE = 128,
+  INTFA_MAX_ROWS = 256,    // query rows of one call of attend_tiles or attend_running
   INTFA_KEY_GROUP = 32,    // tokens that share step and offset of one 4-bit key channel
   INTFA_VALUE_GROUP = 16,  // channels of one token that share step and offset of 4-bit values
   INTFA_PACK_UNIT = 64,    // tokens that are packed together

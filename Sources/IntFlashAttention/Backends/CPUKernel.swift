@@ -35,7 +35,7 @@ final class CPUKernel: AttentionKernel {
       threadCount: threadCount,
       workspaceByteCount: CPUWorkspaceLayout(self).byteCount,
       keyValueBytesPerToken: recipe.keyValueBytesPerToken(descriptor.shape),
-      kernels: method.kernelNames.map { "\($0)__\(instructionSet.rawValue)" }
+      kernels: method.kernelNames
     )
   }
 

@@ -13,12 +13,15 @@ package struct CPUTileSizes: Hashable, Sendable {
   /// tokens of a 4-bit group.
   package let prepassLength = 1024
 
+  /// Rows that kernels take in one call.
+  package static let largestQueryBlock = 256
+
   package init(shape: AttentionShape, threadCount: Int) {
     let heads = max(shape.batchCount * shape.queryHeadCount, 1)
     // Four items a thread even out the last ones to finish.
     let wantedBlocks = threadCount == 1 ? 1 : (4 * threadCount + heads - 1) / heads
     let rows = (shape.queryLength + wantedBlocks - 1) / max(wantedBlocks, 1)
-    queryBlockLength = min(max((rows + 15) / 16 * 16, 16), 256)
+    queryBlockLength = min(max((rows + 15) / 16 * 16, 16), Self.largestQueryBlock)
   }
 
   /// Pieces of `length` rows.

@@ -25,6 +25,9 @@ public struct AttentionShape: Hashable, Sendable {
   /// The dimensions that every backend takes.
   public static let supportedDimensions = 1...256
 
+  /// The longest sequence: kernels count positions inside a call in 32 bits.
+  public static let largestLength = Int(Int32.max)
+
   /// Checks and stores the sizes.
   ///
   /// - Parameters:
@@ -62,6 +65,13 @@ public struct AttentionShape: Hashable, Sendable {
       throw AttentionError(
         .invalidArgument,
         "\(name) is \(value); it must be between 1 and \(Self.supportedDimensions.upperBound)"
+      )
+    }
+    for (name, value) in [("queryLength", queryLength), ("keyValueLength", keyValueLength)]
+    where value > Self.largestLength {
+      throw AttentionError(
+        .invalidArgument,
+        "\(name) is \(value); it must be at most \(Self.largestLength)"
       )
     }
     guard queryHeadCount.isMultiple(of: keyValueHeadCount) else {

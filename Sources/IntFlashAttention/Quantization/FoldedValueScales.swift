@@ -83,7 +83,9 @@ package struct FoldedValueScales: Sendable {
   /// log2 of n_j, rounded from double precision so that platforms agree.
   package static func logarithm(_ reciprocal: Float) -> Float {
     // Almost every n is one of these integers.
-    if reciprocal >= 1, reciprocal == reciprocal.rounded() { return integerLogarithms[Int(reciprocal)] }
+    if reciprocal >= 1, reciprocal == reciprocal.rounded() {
+      return integerLogarithms[Int(reciprocal)]
+    }
     return Float(log2(Double(reciprocal)))
   }
 

@@ -67,20 +67,26 @@ import Testing
 
   @Test(arguments: InstructionSet.supported)
   func instructionSetsGiveThePortableBits(_ instructionSet: InstructionSet) throws {
-    let inputs = TestInputs(try shape(), .hugeValue)
     for precision in [Precision.int8, .int4, .int4KeyValue] {
       for kind in [InputKind.normal, .hugeValue] {
-        let inputs = TestInputs(inputs.shape, kind)
-        let portable = try inputs.attend(
-          precision.recipe,
-          on: CPUBackend(instructionSet: .portable)
-        )
-        let result = try inputs.attend(
-          precision.recipe,
-          on: CPUBackend(instructionSet: instructionSet)
-        )
-        #expect(result.output == portable.output, "\(precision), \(kind)")
-        #expect(result.logSumExp == portable.logSumExp, "\(precision), \(kind)")
+        let inputs = TestInputs(try shape(), kind)
+        for options in [
+          AttentionOptions(), AttentionOptions(mask: .sliding(left: 70, right: 3)),
+          AttentionOptions(softcap: 3, mask: .causal),
+        ] {
+          let portable = try inputs.attend(
+            precision.recipe,
+            options,
+            on: CPUBackend(instructionSet: .portable)
+          )
+          let result = try inputs.attend(
+            precision.recipe,
+            options,
+            on: CPUBackend(instructionSet: instructionSet)
+          )
+          #expect(result.output == portable.output, "\(precision), \(kind), \(options)")
+          #expect(result.logSumExp == portable.logSumExp, "\(precision), \(kind), \(options)")
+        }
       }
     }
   }

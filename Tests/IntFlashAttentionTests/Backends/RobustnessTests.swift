@@ -31,10 +31,7 @@ import Testing
     return AccuracyReport(result.output, against: exact.output).relativeL1
   }
 
-  /// The bound of the recipe in any robustness case: that of normal data, and 1.5 % for `int8`.
-  private func bound(_ precision: Precision) -> Double {
-    max(precision.gate.normal(keyValueLength: 1024), 0.015)
-  }
+  private func bound(_ precision: Precision) -> Double { precision.robustnessBound }
 
   static let masks: [AttentionMask] = [.full, .causal]
 
@@ -54,7 +51,7 @@ import Testing
     for constant: Float in [1, -3.5, 0.1] {
       var inputs = try makeInputs()
       inputs.value = inputs.value.map { _ in constant }
-      #expect(try error(inputs, precision, AttentionOptions(mask: mask)) <= 1e-5)
+      #expect(try error(inputs, precision, AttentionOptions(mask: mask)) <= precision.constantBound)
     }
   }
 

@@ -1,0 +1,187 @@
+import ArgumentParser
+import IntFlashAttention
+
+/// `intfa bench`: time, rate and error in one row.
+struct Bench: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Measure speed and error of precisions over shapes.",
+    discussion: """
+      A time is that of a whole call, quantisation and packing included. The precisions of a shape \
+      take turns, so that whatever slows the machine down meets all alike; seconds is the shortest \
+      time, secondsMedian the median. Inputs are normal with what language models add: channels of \
+      the keys with a common offset, and an attention sink at token 0.
+
+      gops is 4·B·Hq·Nq·Nk·D / seconds / 10⁹, halved when causal; where queries and keys differ in \
+      number, and with a window, it counts the pairs that the mask leaves. relativeL1 and cosine \
+      are against float64 attention on the last query rows of every head, \(Self.referenceRows) \
+      rows in all or one per head. Not measured yet, and null: prepassSeconds, peakGops, \
+      fractionOfPeak.
+
+      JSON keys: precision backend isa batch queryHeads keyValueHeads queryLength keyValueLength \
+      headDimension causal threads seconds secondsMedian prepassSeconds gops peakGops \
+      fractionOfPeak relativeL1 cosine.
+      """
+  )
+
+  @Option(
+    name: [.customLong("precisions"), .customLong("precision")],
+    help: ArgumentHelp("The recipes to compare.", valueName: "name,…"),
+    transform: CommaList<Precision>.precisions
+  )
+  var precisions = CommaList([Precision.int8, .bfloat16])
+
+  @OptionGroup(title: "Shape") var shape: ShapeOptions
+
+  @Flag(help: "One query against caches of the given lengths.")
+  var decode = false
+
+  @Option(help: "Element type of queries, keys and values.")
+  var inputType = InputType.float32
+
+  @Option(help: ArgumentHelp("Seconds of measurement per row.", valueName: "seconds"))
+  var repeatSeconds = 2.0
+
+  @OptionGroup(title: "Formula") var mask: MaskOptions
+  @OptionGroup(title: "Formula") var math: MathOptions
+  @OptionGroup(title: "Backend") var backend: BackendOptions
+  @OptionGroup(title: "Output") var seed: SeedOptions
+  @OptionGroup(title: "Output") var output: OutputOptions
+
+  /// The element types that `--input-type` takes.
+  enum InputType: String, ExpressibleByArgument, CaseIterable {
+    case float32, bfloat16
+
+    var elementType: ElementType { self == .float32 ? .float32 : .bfloat16 }
+  }
+
+  /// Rows in all that are compared with the reference.
+  private static let referenceRows = 128
+
+  func validate() throws {
+    guard repeatSeconds.isFinite, repeatSeconds >= 0 else {
+      throw ValidationError(
+        "--repeat-seconds is \(repeatSeconds); it must be finite and at least 0"
+      )
+    }
+    if decode, let length = shape.queryLength, length != 1 {
+      throw ValidationError("--decode is one query; it contradicts --query-length \(length)")
+    }
+  }
+
+  func run() throws {
+    let backend = try backend.make()
+    let options = StoredOptions().merged(math, mask)
+    let shapes = try shape.shapes(decode: decode)
+    // Everything is planned first, so that an impossible combination does not cost the others.
+    let plans = try shapes.map { shape in
+      try precisions.values.map { precision in
+        try AttentionPlan(shape, precision: precision, options: options, on: backend)
+      }
+    }
+    let progress = Progress(total: Double(shapes.count), quiet: output.quiet)
+    var report = Report(Self.columns)
+    for (shape, plans) in zip(shapes, plans) {
+      progress.advance(0, next: "\(shape.keyValueLength) keys, D = \(shape.headDimension)")
+      try measure(shape, plans, into: &report)
+      progress.advance(1)
+    }
+    progress.clear()
+    output.print(report)
+  }
+
+  private func measure(
+    _ shape: AttentionShape,
+    _ plans: [AttentionPlan],
+    into report: inout Report
+  ) throws {
+    let operands = try SyntheticInput.outliers.operands(
+      shape,
+      seed: seed.seed,
+      elementType: inputType.elementType
+    )
+    let heads = shape.batchCount * shape.queryHeadCount
+    let rows = min(max(Self.referenceRows / heads, 1), shape.queryLength)
+    let exact = try operands.exact(lastRows: rows, plans[0].descriptor.options)
+    var result = try Tensor(.float32, shape: shape.outputShape)
+    var errors: [AccuracyReport] = []
+    let timings = try Timing.alternating(
+      plans.count,
+      budget: repeatSeconds,
+      warmUp: { index in
+        try operands.run(plans[index], into: result.mutableView)
+        let part = shape.lastRows(rows, of: result.copyFloats())
+        errors.append(AccuracyReport(part, against: exact))
+      },
+      run: { index in try operands.run(plans[index], into: result.mutableView) }
+    )
+    for (index, precision) in precisions.values.enumerated() {
+      report.append(cells(precision, plans[index], timings[index], errors[index]))
+    }
+  }
+
+  // MARK: Report
+
+  private static let columns = [
+    Column("precision", "precision"),
+    Column("backend", nil),
+    Column("isa", "isa"),
+    Column("batch", "B"),
+    Column("queryHeads", "Hq"),
+    Column("keyValueHeads", "Hkv"),
+    Column("queryLength", "Nq"),
+    Column("keyValueLength", "Nk"),
+    Column("headDimension", "D"),
+    Column("causal", "causal"),
+    Column("threads", "threads"),
+    Column("seconds", "ms", .fixed(3, times: 1000)),
+    Column("secondsMedian", "median", .fixed(3, times: 1000)),
+    Column("prepassSeconds", nil),
+    Column("gops", "Gop/s", .fixed(1)),
+    Column("peakGops", nil),
+    Column("fractionOfPeak", nil),
+    Column("relativeL1", "rel. L1", .percent(3)),
+    Column("cosine", "cosine", .fixed(6)),
+  ]
+
+  private func cells(
+    _ precision: Precision,
+    _ plan: AttentionPlan,
+    _ timing: Timing,
+    _ error: AccuracyReport
+  ) -> [Cell] {
+    let (shape, summary) = (plan.descriptor.shape, plan.summary)
+    return [
+      .text(precision.rawValue),
+      .text(summary.backend),
+      .text(summary.instructionSet),
+      .integer(shape.batchCount),
+      .integer(shape.queryHeadCount),
+      .integer(shape.keyValueHeadCount),
+      .integer(shape.queryLength),
+      .integer(shape.keyValueLength),
+      .integer(shape.headDimension),
+      .flag(plan.descriptor.options.mask == .causal),
+      .integer(summary.threadCount),
+      .number(timing.least),
+      .number(timing.median),
+      .none,
+      .number(plan.descriptor.conventionalOperationCount / timing.least / 1e9),
+      .none,
+      .none,
+      .number(error.relativeL1),
+      .number(error.cosine),
+    ]
+  }
+}
+
+extension AttentionDescriptor {
+  /// Operations as the field counts them: causal attention of as many queries as keys is half.
+  var conventionalOperationCount: Double {
+    guard options.mask == .causal, shape.queryLength == shape.keyValueLength else {
+      return operationCount
+    }
+    let pairs = Double(shape.queryLength) * Double(shape.keyValueLength) / 2
+    let perPair = 2 * Double(shape.headDimension + shape.valueDimension)
+    return Double(shape.batchCount * shape.queryHeadCount) * pairs * perPair
+  }
+}

@@ -1,0 +1,60 @@
+import ArgumentParser
+import IntFlashAttention
+
+/// `intfa explain`: the plan for a shape.
+struct Explain: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Print the plan for a shape: kernels, tile sizes, work, memory. Nothing runs.",
+    discussion: """
+      Tables give one plan after the other; memory is counted beside inputs and outputs. JSON keys: \
+      precision backend isa batch queryHeads keyValueHeads queryLength keyValueLength \
+      headDimension valueDimension mask softmaxScale softcap threads kernels tileLengths \
+      queryBlockLength workItems workspaceBytes keyValueBytesPerToken operations.
+      """
+  )
+
+  @OptionGroup(title: "Shape") var shape: ShapeOptions
+  @OptionGroup(title: "Recipe and formula") var precision: PrecisionOptions
+  @OptionGroup(title: "Recipe and formula") var mask: MaskOptions
+  @OptionGroup(title: "Recipe and formula") var math: MathOptions
+  @OptionGroup(title: "Backend") var backend: BackendOptions
+  @OptionGroup(title: "Output") var output: OutputOptions
+  @OptionGroup(title: "Output") var seed: SeedOptions
+
+  func run() throws {
+    var report = Report(
+      PlanReport.columns + [
+        Column("kernels", "kernels"),
+        Column("tileLengths", "keys per tile"),
+        Column("queryBlockLength", "rows per block"),
+        Column("workItems", "work items"),
+        Column("workspaceBytes", "workspace bytes"),
+        Column("keyValueBytesPerToken", "bytes per token and key/value head"),
+        Column("operations", "operations"),
+      ]
+    )
+    let backend = try backend.make()
+    let options = StoredOptions().merged(math, mask)
+    for shape in try shape.shapes() {
+      let plan = try AttentionPlan(
+        shape,
+        precision: precision.precision,
+        options: options,
+        on: backend
+      )
+      let summary = plan.summary
+      report.append(
+        PlanReport.cells(plan, precision.precision) + [
+          .list(summary.kernels),
+          .integers(summary.tileLengths),
+          .integer(summary.queryBlockLength),
+          .integer(summary.workItemCount),
+          .integer(summary.workspaceByteCount),
+          .number(summary.keyValueBytesPerToken),
+          .number(plan.descriptor.operationCount),
+        ]
+      )
+    }
+    output.print(report, upright: true)
+  }
+}

@@ -1,0 +1,53 @@
+import ArgumentParser
+import IntFlashAttention
+
+/// `intfa info`: what a bug report quotes.
+struct Info: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Print version, processor, instruction sets, threads, GPU and cache directory.",
+    discussion: """
+      JSON keys: version processor architecture processors threads instructionSets isa INTFA_ISA \
+      cacheDirectory gpu.
+      """
+  )
+
+  @OptionGroup(title: "Output") var output: OutputOptions
+
+  func run() throws {
+    var report = Report([
+      Column("version", "intfa"),
+      Column("processor", "processor"),
+      Column("architecture", "architecture"),
+      Column("processors", "processors"),
+      Column("threads", "threads"),
+      Column("instructionSets", "instruction sets"),
+      Column("isa", "chosen"),
+      Column("INTFA_ISA", "INTFA_ISA"),
+      Column("cacheDirectory", "cache directory"),
+      Column("gpu", "GPU"),
+    ])
+    report.append([
+      .text(Intfa.version),
+      .text(Machine.processorName),
+      .text(Machine.architecture),
+      .integer(InstructionSet.processorCount),
+      .integer(ThreadPool.shared.threadCount),
+      .list(InstructionSet.supported.map(\.rawValue)),
+      chosen,
+      Machine.environment("INTFA_ISA").map(Cell.text) ?? .none,
+      .text(Machine.cacheDirectory),
+      .text("CUDA backend: not part of this build"),
+    ])
+    output.print(report, upright: true)
+  }
+
+  /// The instruction set that calls use, or why there is none.
+  private var chosen: Cell {
+    do throws(AttentionError) {
+      return .text(try CPUBackend().chosenInstructionSet().rawValue)
+    } catch {
+      Console.message("Error: \(error.message)")
+      return .none
+    }
+  }
+}

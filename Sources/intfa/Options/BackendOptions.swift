@@ -1,0 +1,103 @@
+import ArgumentParser
+import IntFlashAttention
+
+/// Where attention is computed.
+struct BackendOptions: ParsableArguments {
+  /// The names that `--backend` takes.
+  enum Name: String, ExpressibleByArgument, CaseIterable {
+    /// The fastest that this machine has.
+    case auto
+    /// The definition, in double precision.
+    case reference
+    case cpu
+    case cuda
+  }
+
+  @Option(help: "Where attention is computed; auto is cpu in this build.")
+  var backend = Name.auto
+
+  @OptionGroup var processor: ProcessorOptions
+
+  func validate() throws {
+    guard backend == .reference else { return }
+    if let isa = processor.isa {
+      throw ValidationError("--isa \(isa) is for the CPU; --backend reference has no such choice")
+    }
+    if let threads = processor.threads {
+      throw ValidationError("--threads \(threads) is for the CPU; --backend reference uses all")
+    }
+  }
+
+  /// The backend that was asked for.
+  ///
+  /// - Throws: `Failure` with status `unavailable`.
+  func make() throws -> any AttentionBackend {
+    switch backend {
+    case .auto, .cpu: return try processor.cpuBackend()
+    case .reference: return ReferenceBackend()
+    case .cuda:
+      throw Failure(
+        .unavailable,
+        "--backend cuda is not available: this build of intfa has no CUDA backend"
+      )
+    }
+  }
+}
+
+/// How the CPU is used.
+struct ProcessorOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "Instruction set of the kernels; unless given, what INTFA_ISA names, else the fastest here.",
+      valueName: "name"
+    )
+  )
+  var isa: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Threads to use, at most one per processor; all unless given.",
+      valueName: "n"
+    )
+  )
+  var threads: Int?
+
+  /// Every name that a build of this tool may know.
+  static let instructionSetNames = [
+    "avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondotprod", "portable",
+  ]
+
+  func validate() throws {
+    if let threads, threads < 1 {
+      throw ValidationError("--threads is \(threads); it must be at least 1")
+    }
+    if let isa, InstructionSet(rawValue: isa) == nil, !Self.instructionSetNames.contains(isa) {
+      throw ValidationError(
+        "--isa is '\(isa)'; it must be one of "
+          + Self.instructionSetNames.joined(separator: ", ")
+      )
+    }
+  }
+
+  /// A CPU backend with these choices.
+  ///
+  /// - Throws: `Failure` with status `unavailable` for an instruction set that is not here.
+  func cpuBackend() throws -> CPUBackend {
+    let backend = CPUBackend(threadCount: threads, instructionSet: try instructionSet())
+    _ = try backend.chosenInstructionSet()
+    return backend
+  }
+
+  /// The instruction set that was asked for, or nil.
+  func instructionSet() throws -> InstructionSet? {
+    guard let isa else { return nil }
+    guard let set = InstructionSet(rawValue: isa), set.isSupported else {
+      throw Failure(
+        .unavailable,
+        "--isa \(isa) is not available here; this build and machine have "
+          + InstructionSet.supported.map(\.rawValue).joined(separator: ", ")
+      )
+    }
+    return set
+  }
+}
