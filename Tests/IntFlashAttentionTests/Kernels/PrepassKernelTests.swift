@@ -214,7 +214,11 @@ import Testing
         unsafe arguments.dimension = Int32(dimension)
         unsafe arguments.int4 = true
         unsafe arguments.target = packed.baseAddress
-        if keys { unsafe kernels.pack_keys(&arguments) } else { unsafe kernels.pack_values(&arguments) }
+        if keys {
+          unsafe kernels.pack_keys(&arguments)
+        } else {
+          unsafe kernels.pack_values(&arguments)
+        }
       }
     }
     return packed

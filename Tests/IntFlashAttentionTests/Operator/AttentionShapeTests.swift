@@ -59,7 +59,8 @@ import Testing
 
   @Test func productsThatOverflowAreRefused() {
     for error in [
-      failure(batch: .max), failure(batch: 1 << 30, queries: 1 << 30), failure(queryHeads: 1 << 62, keyHeads: 1),
+      failure(batch: .max), failure(batch: 1 << 30, queries: 1 << 30),
+      failure(queryHeads: 1 << 62, keyHeads: 1),
     ] {
       #expect(error?.code == .invalidArgument)
       #expect(error?.message.contains("overflows") == true)
