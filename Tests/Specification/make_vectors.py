@@ -124,17 +124,19 @@ def check(path, tensors, meta):
 
 
 def cut(source, target, group, tokens):
-    """One key/value head and its query heads, the first `tokens` tokens, as F16 without a result."""
+    """One key/value head (all of them where group is None) and its query heads, the first `tokens` tokens, as F16."""
     t, meta = spec.load_safetensors(source)
-    size = len(t["q"]) // len(t["k"])
-    heads = json.loads(meta["q_heads"])[group * size:(group + 1) * size]
-    head = json.loads(meta["kv_heads"])[group]
-    tensors = {"q": t["q"][group * size:(group + 1) * size, :tokens], "k": t["k"][group:group + 1, :tokens],
-               "v": t["v"][group:group + 1, :tokens]}
+    size, count = len(t["q"]) // len(t["k"]), 1
+    if group is None:
+        group, count = 0, len(t["k"])
+    heads = json.loads(meta["q_heads"])[group * size:(group + count) * size]
+    kv_heads = json.loads(meta["kv_heads"])[group:group + count]
+    tensors = {"q": t["q"][group * size:(group + count) * size, :tokens], "k": t["k"][group:group + count, :tokens],
+               "v": t["v"][group:group + count, :tokens]}
     assert all(x.dtype == np.float16 for x in tensors.values())
     Path(target).write_bytes(safetensors(tensors, {
         "scale": meta["scale"], "causal": meta["causal"], "mask": "causal" if meta["causal"] == "1" else "full",
-        "layer": meta["layer"], "heads": f"query {', '.join(map(str, heads))}; key/value {head}",
+        "layer": meta["layer"], "heads": f"query {', '.join(map(str, heads))}; key/value {', '.join(map(str, kv_heads))}",
         "source": "SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), Q4_1 weights decoded to float32, run in float32; "
                   "queries and keys after the rotary embedding",
         "text": "The Jargon File 4.4.7 (public domain)"}))
@@ -144,7 +146,7 @@ def main():
     ap = argparse.ArgumentParser(description="Test vectors of the recipes; see README.md.")
     ap.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
     ap.add_argument("--cut", nargs=2, metavar=("CAPTURE", "OUT"), help="cut a capture of activations")
-    ap.add_argument("--group", type=int, default=0, help="which key/value head of the capture")
+    ap.add_argument("--group", type=int, help="which key/value head of the capture (default: all)")
     ap.add_argument("--tokens", type=int, default=512)
     a = ap.parse_args()
     if a.cut:

@@ -12,7 +12,12 @@ enum Console {
   static var isTerminal: Bool { isatty(STDERR_FILENO) == 1 }
 
   /// Writes a line.
-  static func message(_ text: String) { write(text + "\n") }
+  ///
+  /// Results printed so far come first where both streams end in one place.
+  static func message(_ text: String) {
+    fflush(nil)
+    write(text + "\n")
+  }
 
   /// Writes text as it is.
   static func write(_ text: String) {
