@@ -60,8 +60,9 @@ public struct CPUBackend: AttentionBackend {
   ///   `.invalidArgument`.
   public func chosenInstructionSet() throws(AttentionError) -> InstructionSet {
     var chosen = instructionSet
-    if chosen == nil, let value = unsafe getenv("INTFA_ISA") {
-      let name = unsafe String(cString: value)
+    let environment = unsafe getenv("INTFA_ISA").map { unsafe String(cString: $0) } ?? ""
+    if chosen == nil, !environment.isEmpty {
+      let name = environment
       guard let named = InstructionSet(rawValue: name) else {
         throw AttentionError(
           .invalidArgument,

@@ -42,11 +42,16 @@ public struct QuantizedTensor: ~Copyable, Sendable {
   }
 
   /// The element type of codes and the shapes of the parts beside them.
-  private struct Layout {
+  fileprivate struct Layout {
     let codes: ElementType
     let scales: [Int]
     let means: [Int]?
     let groups: [Int]?
+
+    /// Groups of `length` that `count` elements make; the length may be any positive number.
+    static func groups(_ count: Int, _ length: Int) -> Int {
+      count / length + (count.isMultiple(of: length) ? 0 : 1)
+    }
 
     init(_ quantizer: Quantizer, shape: [Int]) {
       let heads = [shape[0], shape[1]]
@@ -57,7 +62,7 @@ public struct QuantizedTensor: ~Copyable, Sendable {
       }
       switch quantizer.format.granularity {
       case .token: scales = heads + [shape[2]]
-      case .block(let length): scales = heads + [(shape[2] + length - 1) / length]
+      case .block(let length): scales = heads + [Self.groups(shape[2], length)]
       case .channel: scales = heads + [shape[3]]
       case .tensor, nil: scales = heads
       }
@@ -65,7 +70,7 @@ public struct QuantizedTensor: ~Copyable, Sendable {
       if case .int4Progressive(let tokens, let channels) = quantizer.format {
         groups =
           heads + [
-            (shape[2] + tokens - 1) / tokens, (shape[3] + channels - 1) / channels,
+            Self.groups(shape[2], tokens), Self.groups(shape[3], channels),
           ]
       } else {
         groups = nil
@@ -196,8 +201,8 @@ public struct QuantizedTensor: ~Copyable, Sendable {
       return
     }
     let (tokens, dimension) = (shape[2], shape[3])
-    let rows = (tokens + groupTokens - 1) / groupTokens
-    let columns = (dimension + groupChannels - 1) / groupChannels
+    let rows = Layout.groups(tokens, groupTokens)
+    let columns = Layout.groups(dimension, groupChannels)
     for index in values.indices {
       let (line, channel) = index.quotientAndRemainder(dividingBy: dimension)
       let (head, token) = line.quotientAndRemainder(dividingBy: tokens)
@@ -230,7 +235,7 @@ extension QuantizedHead {
 
   /// The 4-bit codes of progressive groups, less 8 so that they fit a signed element.
   func progressiveCodes(tokens: Int, channels: Int) -> [Float] {
-    let columns = (codes.dimension + channels - 1) / channels
+    let columns = QuantizedTensor.Layout.groups(codes.dimension, channels)
     return codes.codes.indices.map { index in
       let (row, channel) = index.quotientAndRemainder(dividingBy: codes.dimension)
       let group = groups[row / tokens * columns + channel / channels]

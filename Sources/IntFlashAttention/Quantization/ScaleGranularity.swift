@@ -9,11 +9,14 @@ public enum ScaleGranularity: Hashable, Sendable {
   /// One scale per channel (column), shared by all tokens.
   case channel
 
+  /// Lengths of blocks and groups: no position plus a length overflows.
+  static let lengths = 1...AttentionShape.largestLength
+
   package func validate() throws(AttentionError) {
-    if case .block(let length) = self, length < 1 {
+    if case .block(let length) = self, !Self.lengths.contains(length) {
       throw AttentionError(
         .invalidArgument,
-        "granularity block(\(length)): the length must be at least 1"
+        "granularity block(\(length)): the length must be between 1 and \(Self.lengths.upperBound)"
       )
     }
   }
@@ -75,10 +78,14 @@ public enum OperandFormat: Hashable, Sendable {
 
   package func validate() throws(AttentionError) {
     try granularity?.validate()
-    if case .int4Progressive(let tokens, let channels) = self, tokens < 1 || channels < 1 {
+    let lengths = ScaleGranularity.lengths
+    if case .int4Progressive(let tokens, let channels) = self,
+      !lengths.contains(tokens) || !lengths.contains(channels)
+    {
       throw AttentionError(
         .invalidArgument,
-        "int4Progressive(tokens: \(tokens), channels: \(channels)): both must be at least 1"
+        "int4Progressive(tokens: \(tokens), channels: \(channels)): both must be between 1 and "
+          + "\(lengths.upperBound)"
       )
     }
   }

@@ -117,6 +117,8 @@ import Testing
     #expect(failure(Quantizer(.int8(.token)), good) == nil)
     #expect(failure(Quantizer(.float16), good) == .invalidArgument)
     #expect(failure(Quantizer(.int8(.block(0))), good) == .invalidArgument)
+    #expect(failure(Quantizer(.int8(.block(.max))), good) == .invalidArgument)
+    #expect(failure(Quantizer(.int8(.block(1 << 30))), good) == nil)
     #expect(failure(Quantizer(.int4Progressive(tokens: 0, channels: 1)), good) == .invalidArgument)
     #expect(
       failure(Quantizer(.int8(.token)), try Tensor(.int8, shape: [1, 2, 2]))
