@@ -9,7 +9,14 @@ typedef struct {
   int32_t low, step;
 } regrouping;
 
-static regrouping regroup(int32_t low, int32_t high) {
+// Step and offset of `count` codes that lie `stride` apart.
+static regrouping regroup(const int8_t *codes, int32_t count, int32_t stride) {
+  int32_t low = 127, high = -127;
+  for (int32_t i = 0; i < count; i++) {
+    int32_t code = codes[i * stride];
+    low = code < low ? code : low;
+    high = code > high ? code : high;
+  }
   int32_t step = (high - low + 14) / 15;
   return (regrouping){low, step > 1 ? step : 1};
 }
@@ -27,13 +34,7 @@ static void pack_group(const int8_t *codes, int32_t count, int32_t dimension, ui
   uint8_t *steps = target + (int64_t)dimension * INTFA_KEY_GROUP / 2, *offsets = steps + dimension;
   memset(target, 0, (size_t)dimension * INTFA_KEY_GROUP / 2);
   for (int32_t c = 0; c < dimension; c++) {
-    int32_t low = 127, high = -127;
-    for (int32_t t = 0; t < count; t++) {
-      int32_t code = codes[t * dimension + c];
-      low = code < low ? code : low;
-      high = code > high ? code : high;
-    }
-    regrouping g = regroup(low, high);
+    regrouping g = regroup(codes + c, count, dimension);
     steps[c] = (uint8_t)g.step;
     offsets[c] = (uint8_t)(int8_t)g.low;
     for (int32_t t = 0; t < count; t++)
@@ -56,12 +57,7 @@ static void pack_token(const int8_t *codes, int32_t dimension, uint8_t *target) 
   for (int32_t group = 0; group < groups; group++) {
     int32_t begin = group * INTFA_VALUE_GROUP, end = begin + INTFA_VALUE_GROUP;
     end = end < dimension ? end : dimension;
-    int32_t low = 127, high = -127;
-    for (int32_t c = begin; c < end; c++) {
-      low = codes[c] < low ? codes[c] : low;
-      high = codes[c] > high ? codes[c] : high;
-    }
-    regrouping g = regroup(low, high);
+    regrouping g = regroup(codes + begin, end - begin, 1);
     steps[group] = (uint8_t)g.step;
     offsets[group] = (uint8_t)(int8_t)g.low;
     for (int32_t c = begin; c < end; c++)
@@ -102,13 +98,7 @@ void intfa_unpack_values__portable(const uint8_t *packed, int64_t begin, int64_t
 
 void intfa_regroup_keys(int8_t *codes, int32_t count, int32_t dimension) {
   for (int32_t c = 0; c < dimension; c++) {
-    int32_t low = 127, high = -127;
-    for (int32_t t = 0; t < count; t++) {
-      int32_t code = codes[t * dimension + c];
-      low = code < low ? code : low;
-      high = code > high ? code : high;
-    }
-    regrouping g = regroup(low, high);
+    regrouping g = regroup(codes + c, count, dimension);
     for (int32_t t = 0; t < count; t++) {
       int8_t *code = codes + t * dimension + c;
       *code = decoded(four_bits(*code, g), g.step, g.low);
@@ -119,12 +109,7 @@ void intfa_regroup_keys(int8_t *codes, int32_t count, int32_t dimension) {
 void intfa_regroup_values(int8_t *codes, int32_t dimension) {
   for (int32_t begin = 0; begin < dimension; begin += INTFA_VALUE_GROUP) {
     int32_t end = begin + INTFA_VALUE_GROUP < dimension ? begin + INTFA_VALUE_GROUP : dimension;
-    int32_t low = 127, high = -127;
-    for (int32_t c = begin; c < end; c++) {
-      low = codes[c] < low ? codes[c] : low;
-      high = codes[c] > high ? codes[c] : high;
-    }
-    regrouping g = regroup(low, high);
+    regrouping g = regroup(codes + begin, end - begin, 1);
     for (int32_t c = begin; c < end; c++)
       codes[c] = decoded(four_bits(codes[c], g), g.step, g.low);
   }

@@ -105,15 +105,8 @@ extension CPUCall {
     unsafe arguments.codes = codes
     unsafe kernels.quantize(&arguments)
     guard kernel.method.isTiled else { return }
-    var packing = unsafe intfa_pack()
-    unsafe packing.codes = UnsafePointer(codes)
-    unsafe packing.begin = range.begin
-    unsafe packing.end = range.end
-    unsafe packing.dimension = Int32(dimension)
+    var packing = unsafe packing(codes, range, dimension, layout.valueCodes, head: head)
     unsafe packing.int4 = kernel.method.hasInt4Value
-    unsafe packing.target = UnsafeMutableRawPointer(
-      place(layout.valueCodes, head, as: UInt8.self)
-    )
     if valueFlags(head).contains(.hasIntegerWeights) {
       unsafe packing.weights = UnsafePointer(place(layout.weights, head, as: Int8.self))
       unsafe packing.target_weights = place(layout.packedWeights, head, as: Int8.self)

@@ -266,16 +266,26 @@ final class CPUCall: @unchecked Sendable {
       }
       unsafe kernels.quantize(&arguments)
       guard kernel.method.isTiled else { return }
-      var packing = unsafe intfa_pack()
-      unsafe packing.codes = UnsafePointer(codes)
-      unsafe packing.begin = range.begin
-      unsafe packing.end = range.end
-      unsafe packing.dimension = Int32(dimension)
+      var packing = unsafe packing(codes, range, dimension, layout.keyCodes, head: head)
       unsafe packing.int4 = kernel.method.hasInt4Key
-      unsafe packing.target = UnsafeMutableRawPointer(
-        place(layout.keyCodes, head, as: UInt8.self)
-      )
       unsafe kernels.pack_keys(&packing)
     }
+  }
+
+  /// INT8 codes of rows `range` of a head, to be packed into its part of a region.
+  func packing(
+    _ codes: UnsafeMutablePointer<Int8>,
+    _ range: (begin: Int64, end: Int64),
+    _ dimension: Int,
+    _ region: Region,
+    head: Int
+  ) -> intfa_pack {
+    var packing = unsafe intfa_pack()
+    unsafe packing.codes = UnsafePointer(codes)
+    unsafe packing.begin = range.begin
+    unsafe packing.end = range.end
+    unsafe packing.dimension = Int32(dimension)
+    unsafe packing.target = UnsafeMutableRawPointer(place(region, head, as: UInt8.self))
+    return unsafe packing
   }
 }

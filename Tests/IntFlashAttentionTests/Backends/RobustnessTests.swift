@@ -62,6 +62,20 @@ import Testing
     #expect(try error(inputs, .int8, AttentionOptions(mask: mask)) <= bound(.int8))
   }
 
+  @Test(arguments: masks)
+  func sharpWeights(_ mask: AttentionMask) throws {
+    var inputs = try makeActivations()
+    inputs.query = inputs.query.map { 2 * $0 }
+    inputs.key = inputs.key.map { 2 * $0 }
+    #expect(try error(inputs, .int8, AttentionOptions(mask: mask)) <= bound(.int8))
+  }
+
+  @Test(arguments: [1, 2, 63, 65, 127, 129, 277], masks)
+  func raggedActivations(_ length: Int, _ mask: AttentionMask) throws {
+    let inputs = try makeActivations(length: length)
+    #expect(try error(inputs, .int8, AttentionOptions(mask: mask)) <= bound(.int8))
+  }
+
   /// Softmax ignores what all keys share; so must the error.
   @Test(arguments: [Precision.int8, .int8QueryKey], masks)
   func aChannelThatAllKeysShare(_ precision: Precision, _ mask: AttentionMask) throws {

@@ -16,6 +16,12 @@ import Testing
     #endif
   }
 
+  /// Fewer tokens have larger errors; the bounds of the whole files do not hold for them.
+  private func bound(_ precision: Precision) -> (worst: Double, mean: Double) {
+    Self.tokens == 512
+      ? precision.knownActivationsBound : (precision.gate.worst, precision.gate.mean)
+  }
+
   private func inputs(_ layer: String) throws -> VectorFile {
     try vectors("activations_\(layer)", tokens: Self.tokens)
   }
@@ -28,15 +34,14 @@ import Testing
       for precision in Self.precisions {
         let result = try file.inputs.attend(precision.recipe, file.options, on: CPUBackend())
         let report = AccuracyReport(result.output, against: exact.output)
-        let bound = precision.knownActivationsBound.worst
-        #expect(report.relativeL1 <= bound, "\(precision), \(layer)")
+        #expect(report.relativeL1 <= bound(precision).worst, "\(precision), \(layer)")
         #expect(report.cosine >= precision.gate.cosine, "\(precision), \(layer)")
         errors[precision, default: []].append(report.relativeL1)
       }
     }
     for (precision, errors) in errors {
       let mean = errors.reduce(0, +) / Double(errors.count)
-      #expect(mean <= precision.knownActivationsBound.mean, "\(precision)")
+      #expect(mean <= bound(precision).mean, "\(precision)")
     }
     // What the default is for: an eighth of the paper's error.
     let ours = try #require(errors[.int8]).reduce(0, +)
