@@ -25,20 +25,24 @@ static const intfa_cpu_kernels portable = {
 };
 
 #if defined(__x86_64__)
-static const intfa_cpu_kernels avx512vnni = {
-    .name = "avx512vnni",
-    .survey = intfa_survey__avx512vnni,
-    .rotated_maxima = intfa_rotated_maxima__avx512vnni,
-    .quantize = intfa_quantize__avx512vnni,
-    .key_bytes = intfa_key_bytes__avx512vnni,
-    .value_bytes = intfa_value_bytes__avx512vnni,
-    .pack_keys = intfa_pack_keys__avx512vnni,
-    .pack_values = intfa_pack_values__avx512vnni,
-    .attend_tiles = intfa_attend_tiles__avx512vnni,
-    .attend_running = intfa_attend_running__avx512vnni,
-    .merge = intfa_merge__portable,
-    .finish = intfa_finish__avx512vnni,
-};
+// `running` is the one kernel that processors with bfloat16 products have another one for.
+#define AVX512VNNI_KERNELS(running)                        \
+  {                                                        \
+      .name = "avx512vnni",                                \
+      .survey = intfa_survey__avx512vnni,                  \
+      .rotated_maxima = intfa_rotated_maxima__avx512vnni,  \
+      .quantize = intfa_quantize__avx512vnni,              \
+      .key_bytes = intfa_key_bytes__avx512vnni,            \
+      .value_bytes = intfa_value_bytes__avx512vnni,        \
+      .pack_keys = intfa_pack_keys__avx512vnni,            \
+      .pack_values = intfa_pack_values__avx512vnni,        \
+      .attend_tiles = intfa_attend_tiles__avx512vnni,      \
+      .attend_running = running,                           \
+      .merge = intfa_merge__portable,                      \
+      .finish = intfa_finish__avx512vnni,                  \
+  }
+static const intfa_cpu_kernels avx512vnni = AVX512VNNI_KERNELS(intfa_attend_running__avx512vnni);
+static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend_running__avx512bf16);
 
 static bool has_avx512vnni(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -51,7 +55,9 @@ const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa) {
   switch (isa) {
     case INTFA_PORTABLE: return &portable;
 #if defined(__x86_64__)
-    case INTFA_AVX512_VNNI: return has_avx512vnni() ? &avx512vnni : NULL;
+    case INTFA_AVX512_VNNI:
+      if (!has_avx512vnni()) return NULL;
+      return __builtin_cpu_supports("avx512bf16") ? &avx512vnni_bf16 : &avx512vnni;
 #endif
     default: return NULL;
   }
