@@ -5,7 +5,6 @@
 
 typedef struct {
   _Alignas(64) float p[ROWS][INTFA_MAX_TILE];  // logits, then probabilities
-  _Alignas(64) float query[ROWS][INTFA_MAX_DIMENSION];
   float scale[ROWS], shift[ROWS], keep[ROWS];
 } row_group;
 
@@ -88,52 +87,64 @@ INLINE void store_logits(const intfa_attend_running *a, row_group *g, __m512 acc
   }
 }
 
-// Logits to probabilities, for the row's keys [first, last) of the tile; others become 0.
-INLINE void softmax_row(const intfa_attend_running *a, row_group *g, int32_t i, int32_t row,
-                        int32_t first, int32_t last, int32_t count) {
+// Caps logits and hides keys outside [first, last): rare, so out of the way.
+static __attribute__((noinline)) void cap_and_mask(const intfa_attend_running *a, row_group *g,
+                                                   int32_t i, int32_t first, int32_t last,
+                                                   int32_t count) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512 none = _mm512_set1_ps(-__builtin_inff());
   float *p = g->p[i];
   if (a->softcap > 0)
     for (int32_t j = first; j < last; j++) p[j] = soft_cap(p[j] + g->shift[i], a->softcap);
-  __m512 largest = none;
   for (int32_t j = 0; j < count; j += 16) {
     __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(j));
     __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32(first)) &
                      _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32(last));
-    __m512 x = _mm512_mask_blend_ps(seen, none, _mm512_load_ps(p + j));
-    _mm512_store_ps(p + j, x);
-    largest = _mm512_max_ps(largest, x);
+    __m512 none = _mm512_set1_ps(-__builtin_inff());
+    _mm512_store_ps(p + j, _mm512_mask_blend_ps(seen, none, _mm512_load_ps(p + j)));
   }
-  float top = _mm512_reduce_max_ps(largest), before = a->reference[row];
-  top = top > before ? top : before;
-  __m512 sum = _mm512_setzero_ps(), reference = _mm512_set1_ps(top);
-  for (int32_t j = 0; j < count; j += 16) {
-    __m512 x = _mm512_load_ps(p + j);
-    __mmask16 seen = _mm512_cmp_ps_mask(x, none, _CMP_NEQ_OQ);
-    __m512 exact = _mm512_maskz_mov_ps(seen, exp2_x16(_mm512_sub_ps(x, reference)));
-    sum = _mm512_add_ps(sum, exact);
-    _mm512_store_ps(p + j, round_probability_x16(exact, a->probability));
-  }
-  float keep = exp2_fast(before - top);
-  g->keep[i] = keep;
-  a->reference[row] = top;
-  a->total[row] = a->total[row] * keep + sum_of_lanes(sum);
+}
+
+// Logits of row i to probabilities relative to 2^top, and their sum. `format` is known to the compiler,
+// so that sixty-four exponentials run side by side without a branch.
+INLINE float probabilities(const intfa_probability format, row_group *g, int32_t i, float top,
+                           int32_t count) {
+  float *p = g->p[i];
+  __m512 sum[4], reference = _mm512_set1_ps(top);
+  UNROLL for (int32_t k = 0; k < 4; k++) sum[k] = _mm512_setzero_ps();
+  KEEP_LOOP for (int32_t j = 0; j < count; j += KEYS)
+    UNROLL for (int32_t k = 0; k < 4; k++) {
+      __m512 x = _mm512_sub_ps(_mm512_load_ps(p + j + 16 * k), reference);
+      // 2^-126 is where the polynomial ends; what was hidden is below and has to vanish.
+      __mmask16 seen = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
+      __m512 exact = _mm512_maskz_mov_ps(seen, exp2_x16(x));
+      sum[k] = _mm512_add_ps(sum[k], exact);
+      _mm512_store_ps(p + j + 16 * k, round_probability_x16(exact, format));
+    }
+  return sum_of_lanes(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 
 // The softmax of the four rows from `row` over the tile [begin, end); rows that see none of it get
 // probabilities 0 and keep what they have.
-INLINE void softmax_rows(const intfa_attend_running *a, row_group *g, int32_t row, int64_t begin,
-                         int64_t end, int32_t count) {
-  for (int32_t i = 0; i < ROWS; i++) {
+INLINE void softmax_rows(const intfa_probability format, const intfa_attend_running *a, row_group *g,
+                         int32_t row, int64_t begin, int64_t end, int32_t count) {
+  __m512 largest[ROWS];
+  UNROLL for (int32_t i = 0; i < ROWS; i++) {
     key_range seen = visible_keys(&a->visible, row + i, begin, end);
-    if (row + i >= a->rows || seen.begin >= seen.end) {
-      g->keep[i] = 1;
-      memset(g->p[i], 0, sizeof g->p[i]);
-      continue;
-    }
-    softmax_row(a, g, i, row + i, (int32_t)(seen.begin - begin), (int32_t)(seen.end - begin), count);
+    int32_t first = (int32_t)(seen.begin - begin), last = (int32_t)(seen.end - begin);
+    if (first > 0 || last < count || a->softcap > 0) cap_and_mask(a, g, i, first, last, count);
+    largest[i] = _mm512_set1_ps(-__builtin_inff());
+    for (int32_t j = 0; j < count; j += 16)
+      largest[i] = _mm512_max_ps(largest[i], _mm512_load_ps(g->p[i] + j));
   }
+  _Alignas(16) float tops[ROWS], sums[ROWS];
+  __m128 before = _mm_loadu_ps(a->reference + row), total = _mm_loadu_ps(a->total + row);
+  __m128 top = _mm_max_ps(four_maxima(largest), before);
+  __m128 keep = exp2_x4(_mm_sub_ps(before, top));
+  _mm_store_ps(tops, top);
+  UNROLL for (int32_t i = 0; i < ROWS; i++) sums[i] = probabilities(format, g, i, tops[i], count);
+  _mm_storeu_ps(g->keep, keep);
+  _mm_storeu_ps(a->reference + row, top);
+  _mm_storeu_ps(a->total + row, _mm_add_ps(_mm_mul_ps(total, keep), _mm_load_ps(sums)));
 }
 
 // out = keep * out + acc for 64 channels of `rows` rows.

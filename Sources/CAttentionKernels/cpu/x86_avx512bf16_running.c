@@ -13,10 +13,12 @@
 typedef struct {
   _Alignas(64) uint32_t key[INTFA_MAX_DIMENSION / 2 * INTFA_MAX_TILE];    // [channel / 2][key]
   _Alignas(64) uint32_t value[INTFA_MAX_TILE / 2 * INTFA_MAX_DIMENSION];  // [key / 2][width]
+  _Alignas(64) uint32_t query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION / 2];  // [row][channel / 2]
 } pair_tile;
+_Static_assert(sizeof(pair_tile) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
+               "fits intfa_scratch_bytes");
 
 typedef struct {
-  uint32_t query[ROWS][INTFA_MAX_DIMENSION / 2];
   _Alignas(64) uint32_t p[ROWS][INTFA_MAX_TILE / 2];
 } pair_rows;
 
@@ -62,17 +64,20 @@ static void load_values(const intfa_attend_running *a, int64_t begin, int64_t en
     }
 }
 
-static void load_queries(const intfa_attend_running *a, int32_t row, row_group *g, pair_rows *pairs) {
-  for (int32_t i = 0; i < ROWS; i++) {
-    const int64_t r = load_row_scales(a, row, i, g);
-    const intfa_rows query = {a->query, a->head_dimension, INTFA_FLOAT32};
-    for (int32_t block = 0; 32 * block < a->head_dimension; block++)
-      _mm512_storeu_si512(pairs->query[i] + 16 * block, load_pairs(&query, r, a->head_dimension, block));
-  }
+// All rows of the call, once; rows of padding are zero.
+static void load_queries(const intfa_attend_running *a, int32_t stride, pair_tile *tile) {
+  const intfa_rows query = {a->query, a->head_dimension, INTFA_FLOAT32};
+  for (int32_t r = 0; r < padded(a->rows, ROWS); r++)
+    for (int32_t block = 0; 32 * block < a->head_dimension; block++) {
+      __m512i pairs = _mm512_setzero_si512();
+      if (r < a->rows) pairs = load_pairs(&query, r, a->head_dimension, block);
+      _mm512_store_si512(tile->query + r * stride + 16 * block, pairs);
+    }
 }
 
-INLINE void score_rows(const intfa_attend_running *a, row_group *g, const pair_rows *pairs,
-                       const pair_tile *tile, int64_t begin, int32_t offset, int64_t end) {
+INLINE void score_rows(const intfa_attend_running *a, row_group *g, const uint32_t *query,
+                       int32_t stride, const pair_tile *tile, int64_t begin, int32_t offset,
+                       int64_t end) {
   __m512 acc[ROWS][4];
   UNROLL for (int i = 0; i < ROWS; i++)
     UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
@@ -81,7 +86,7 @@ INLINE void score_rows(const intfa_attend_running *a, row_group *g, const pair_r
     __m512bh k0 = (__m512bh)_mm512_load_si512(k), k1 = (__m512bh)_mm512_load_si512(k + 16);
     __m512bh k2 = (__m512bh)_mm512_load_si512(k + 32), k3 = (__m512bh)_mm512_load_si512(k + 48);
     UNROLL for (int i = 0; i < ROWS; i++) {
-      __m512bh q = (__m512bh)_mm512_set1_epi32((int32_t)pairs->query[i][c]);
+      __m512bh q = (__m512bh)_mm512_set1_epi32((int32_t)query[i * stride + c]);
       acc[i][0] = _mm512_dpbf16_ps(acc[i][0], k0, q);
       acc[i][1] = _mm512_dpbf16_ps(acc[i][1], k1, q);
       acc[i][2] = _mm512_dpbf16_ps(acc[i][2], k2, q);
@@ -128,6 +133,8 @@ static void attend_bfloat16(const intfa_attend_running *a) {
   row_group g;
   pair_rows pairs;
   const int32_t width = (int32_t)padded(a->value_dimension, 64);
+  const int32_t stride = (int32_t)padded(a->head_dimension, 32) / 2;
+  load_queries(a, stride, tile);
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
     load_keys(a, begin, end, tile);
@@ -138,10 +145,10 @@ static void attend_bfloat16(const intfa_attend_running *a) {
       const int64_t last = visible_keys(&a->visible, row + rows - 1, begin, end).end;
       if (first >= last) continue;
       const int32_t count = (int32_t)padded(last - begin, KEYS);
-      load_queries(a, row, &g, &pairs);
+      for (int32_t i = 0; i < ROWS; i++) load_row_scales(a, row, i, &g);
       for (int32_t offset = 0; offset < count; offset += KEYS)
-        score_rows(a, &g, &pairs, tile, begin, offset, end);
-      softmax_rows(a, &g, row, begin, end, count);
+        score_rows(a, &g, tile->query + row * stride, stride, tile, begin, offset, end);
+      softmax_rows(INTFA_P_BFLOAT16, a, &g, row, begin, end, count);
       pack_probabilities(&g, &pairs, count);
       add_rows(a, &g, &pairs, tile, row, rows, width, (int32_t)(first - begin), (int32_t)(last - begin));
     }

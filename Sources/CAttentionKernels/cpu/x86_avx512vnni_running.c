@@ -61,17 +61,26 @@ static void load_values(const intfa_attend_running *a, int64_t begin, int64_t en
 
 // ---------------------------------------------------------------------------------- four rows
 
-static void load_queries(const intfa_attend_running *a, int32_t row, row_group *g) {
+// Four query rows as float32: where they lie, or converted from codes.
+typedef struct {
+  const float *row[ROWS];
+  _Alignas(64) float converted[ROWS][INTFA_MAX_DIMENSION];
+} query_rows;
+
+static void load_queries(const intfa_attend_running *a, int32_t row, row_group *g, query_rows *q) {
+  const int32_t d = a->head_dimension;
   for (int32_t i = 0; i < ROWS; i++) {
-    const int64_t at = (int64_t)load_row_scales(a, row, i, g) * a->head_dimension;
-    for (int32_t c = 0; c < a->head_dimension; c++)
-      g->query[i][c] = a->score == INTFA_SCORE_INT8 ? (float)a->query_codes[at + c] : a->query[at + c];
+    const int64_t at = (int64_t)load_row_scales(a, row, i, g) * d;
+    q->row[i] = a->score == INTFA_SCORE_INT8 ? q->converted[i] : a->query + at;
+    if (a->score == INTFA_SCORE_INT8)
+      for (int32_t chunk = 0; 16 * chunk < d; chunk++)
+        _mm512_store_ps(q->converted[i] + 16 * chunk, code_chunk(a->query_codes + at, d, chunk));
   }
 }
 
 // Logits of 4 rows x 64 keys from key `offset` of the tile.
-INLINE void score_rows(const intfa_attend_running *a, row_group *g, const float_tile *tile,
-                       int64_t begin, int32_t offset, int64_t end) {
+INLINE void score_rows(const intfa_attend_running *a, row_group *g, const query_rows *queries,
+                       const float_tile *tile, int64_t begin, int32_t offset, int64_t end) {
   __m512 acc[ROWS][4];
   UNROLL for (int i = 0; i < ROWS; i++)
     UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
@@ -80,7 +89,7 @@ INLINE void score_rows(const intfa_attend_running *a, row_group *g, const float_
     __m512 k0 = _mm512_load_ps(k), k1 = _mm512_load_ps(k + 16);
     __m512 k2 = _mm512_load_ps(k + 32), k3 = _mm512_load_ps(k + 48);
     UNROLL for (int i = 0; i < ROWS; i++) {
-      __m512 q = _mm512_set1_ps(g->query[i][c]);
+      __m512 q = _mm512_set1_ps(queries->row[i][c]);
       acc[i][0] = _mm512_fmadd_ps(q, k0, acc[i][0]);
       acc[i][1] = _mm512_fmadd_ps(q, k1, acc[i][1]);
       acc[i][2] = _mm512_fmadd_ps(q, k2, acc[i][2]);
@@ -115,9 +124,10 @@ INLINE void add_rows(const intfa_attend_running *a, const row_group *g, const fl
 
 // ---------------------------------------------------------------------------------- the loop
 
-void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
+INLINE void attend(const intfa_probability format, const intfa_attend_running *a) {
   float_tile *tile = a->scratch;
   row_group g;
+  query_rows queries;
   const int32_t width = (int32_t)padded(a->value_dimension, 64);
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
@@ -129,12 +139,23 @@ void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
       const int64_t last = visible_keys(&a->visible, row + rows - 1, begin, end).end;
       if (first >= last) continue;
       const int32_t count = (int32_t)padded(last - begin, KEYS);
-      load_queries(a, row, &g);
+      load_queries(a, row, &g, &queries);
       for (int32_t offset = 0; offset < count; offset += KEYS)
-        score_rows(a, &g, tile, begin, offset, end);
-      softmax_rows(a, &g, row, begin, end, count);
+        score_rows(a, &g, &queries, tile, begin, offset, end);
+      softmax_rows(format, a, &g, row, begin, end, count);
       add_rows(a, &g, tile, row, rows, width, (int32_t)(first - begin), (int32_t)(last - begin));
     }
+  }
+}
+
+// One copy per format of P.
+void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
+  switch (a->probability) {
+    case INTFA_P_FLOAT32: attend(INTFA_P_FLOAT32, a); return;
+    case INTFA_P_FLOAT16: attend(INTFA_P_FLOAT16, a); return;
+    case INTFA_P_BFLOAT16: attend(INTFA_P_BFLOAT16, a); return;
+    case INTFA_P_FLOAT8: attend(INTFA_P_FLOAT8, a); return;
+    case INTFA_P_INT8: attend(INTFA_P_INT8, a); return;
   }
 }
 #pragma clang attribute pop
