@@ -14,8 +14,9 @@ struct Bench: ParsableCommand {
       gops is 4·B·Hq·Nq·Nk·D / seconds / 10⁹, halved when causal; where queries and keys differ in \
       number, and with a window, it counts the pairs that the mask leaves. relativeL1 and cosine \
       are against float64 attention on the last query rows of every head, \(Self.referenceRows) \
-      rows in all or one per head. Not measured yet, and null: prepassSeconds, peakGops, \
-      fractionOfPeak.
+      rows in all or one per head. peakGops is what the instruction that the tile loop is made of \
+      reaches on as many cores, measured beside the times; null where the instruction set has none \
+      to measure. prepassSeconds is not measured yet, and null.
 
       JSON keys: precision backend isa batch queryHeads keyValueHeads queryLength keyValueLength \
       headDimension causal threads seconds secondsMedian prepassSeconds gops peakGops \
@@ -104,6 +105,7 @@ struct Bench: ParsableCommand {
     let exact = try operands.exact(lastRows: rows, plans[0].descriptor.options)
     var result = try Tensor(.float32, shape: shape.outputShape)
     var errors: [AccuracyReport] = []
+    var peaks: [Double?] = []
     let timings = try Timing.alternating(
       plans.count,
       budget: repeatSeconds,
@@ -111,11 +113,14 @@ struct Bench: ParsableCommand {
         try operands.run(plans[index], into: result.mutableView)
         let part = shape.lastRows(rows, of: result.copyFloats())
         errors.append(AccuracyReport(part, against: exact))
+        peaks.append(plans[index].measurePeak())
       },
       run: { index in try operands.run(plans[index], into: result.mutableView) }
     )
     for (index, precision) in precisions.values.enumerated() {
-      report.append(cells(precision, plans[index], timings[index], errors[index]))
+      // Once before and once after what it is compared with: the clock moves.
+      let peak = peaks[index].map { max($0, plans[index].measurePeak() ?? 0) }
+      report.append(cells(precision, plans[index], timings[index], peak, errors[index]))
     }
   }
 
@@ -137,8 +142,8 @@ struct Bench: ParsableCommand {
     Column("secondsMedian", "median", .fixed(3, times: 1000)),
     Column("prepassSeconds", nil),
     Column("gops", "Gop/s", .fixed(1)),
-    Column("peakGops", nil),
-    Column("fractionOfPeak", nil),
+    Column("peakGops", "peak", .fixed(1)),
+    Column("fractionOfPeak", "of peak", .percent(1)),
     Column("relativeL1", "rel. L1", .percent(3)),
     Column("cosine", "cosine", .fixed(6)),
   ]
@@ -147,9 +152,11 @@ struct Bench: ParsableCommand {
     _ precision: Precision,
     _ plan: AttentionPlan,
     _ timing: Timing,
+    _ peak: Double?,
     _ error: AccuracyReport
   ) -> [Cell] {
     let (shape, summary) = (plan.descriptor.shape, plan.summary)
+    let rate = plan.descriptor.conventionalOperationCount / timing.least / 1e9
     return [
       .text(precision.rawValue),
       .text(summary.backend),
@@ -165,12 +172,21 @@ struct Bench: ParsableCommand {
       .number(timing.least),
       .number(timing.median),
       .none,
-      .number(plan.descriptor.conventionalOperationCount / timing.least / 1e9),
-      .none,
-      .none,
+      .number(rate),
+      .optional(peak),
+      .optional(peak.map { rate / $0 }),
       .number(error.relativeL1),
       .number(error.cosine),
     ]
+  }
+}
+
+extension AttentionPlan {
+  /// What all threads of the plan could do at most, in billions of operations a second; nil where
+  /// nothing is known of the backend's instructions.
+  func measurePeak() -> Double? {
+    guard let instructionSet = InstructionSet(rawValue: summary.instructionSet) else { return nil }
+    return CPUPeak.measure(descriptor, on: instructionSet).map { $0 * Double(summary.threadCount) }
   }
 }
 

@@ -40,6 +40,7 @@ static const intfa_cpu_kernels portable = {
       .attend_running = running,                           \
       .merge = intfa_merge__portable,                      \
       .finish = intfa_finish__avx512vnni,                  \
+      .peak = intfa_peak__avx512vnni,                      \
   }
 static const intfa_cpu_kernels avx512vnni = AVX512VNNI_KERNELS(intfa_attend_running__avx512vnni);
 static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend_running__avx512bf16);

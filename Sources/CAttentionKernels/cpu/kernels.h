@@ -15,5 +15,6 @@ int64_t intfa_value_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool in
 void intfa_pack_keys__avx512vnni(const intfa_pack *);
 void intfa_pack_values__avx512vnni(const intfa_pack *);
 void intfa_attend_tiles__avx512vnni(const intfa_attend_tiles *);
+int64_t intfa_peak__avx512vnni(intfa_peak_kind, int64_t rounds);
 
 #pragma GCC visibility pop

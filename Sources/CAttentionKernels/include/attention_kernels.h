@@ -175,6 +175,11 @@ typedef struct {
   int64_t log_sum_exp_stride;
 } intfa_finish;
 
+// ---------------------------------------------------------------------------------- the peak
+
+// The instruction that a tile loop is made of: what its speed is measured against.
+typedef enum { INTFA_PEAK_INT8, INTFA_PEAK_BFLOAT16, INTFA_PEAK_FLOAT } intfa_peak_kind;
+
 // ---------------------------------------------------------------------------------- the table
 
 typedef struct {
@@ -192,6 +197,9 @@ typedef struct {
   void (*attend_running)(const intfa_attend_running *);
   void (*merge)(const intfa_merge *);
   void (*finish)(const intfa_finish *);
+  // Issues the instruction `rounds` times 64, independently; returns the multiplications and additions
+  // that this is, 0 where the processor lacks it. NULL where the set has no such instruction.
+  int64_t (*peak)(intfa_peak_kind, int64_t rounds);
 } intfa_cpu_kernels;
 
 typedef enum {

@@ -1,6 +1,6 @@
 /// Real activations of one layer of a language model, embedded so that `intfa demo` needs no file.
 ///
-/// A .safetensors file: q [3, 1024, 64], k and v [1, 1024, 64] in float16. Layer 15 of
+/// A .safetensors file: q [6, 768, 64], k and v [2, 768, 64] in float16. Layer 15 of
 /// SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) on text of the Jargon File (public domain).
 #ifndef INTFA_DEMO_ACTIVATIONS_H
 #define INTFA_DEMO_ACTIVATIONS_H
