@@ -155,20 +155,10 @@ struct Bench: ParsableCommand {
     _ peak: Double?,
     _ error: AccuracyReport
   ) -> [Cell] {
-    let (shape, summary) = (plan.descriptor.shape, plan.summary)
     let rate = plan.descriptor.conventionalOperationCount / timing.least / 1e9
-    return [
-      .text(precision.rawValue),
-      .text(summary.backend),
-      .text(summary.instructionSet),
-      .integer(shape.batchCount),
-      .integer(shape.queryHeadCount),
-      .integer(shape.keyValueHeadCount),
-      .integer(shape.queryLength),
-      .integer(shape.keyValueLength),
-      .integer(shape.headDimension),
+    return PlanReport.firstCells(plan, precision) + [
       .flag(plan.descriptor.options.mask == .causal),
-      .integer(summary.threadCount),
+      .integer(plan.summary.threadCount),
       .number(timing.least),
       .number(timing.median),
       .none,

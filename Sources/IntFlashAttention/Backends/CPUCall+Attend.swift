@@ -116,11 +116,10 @@ extension CPUCall {
       queries
     )
     let mean = unsafe place(layout.keyMeans, keyHead(ofQueryHead: block.head))
-    let steps: Float = kernel.method.isTiled ? 64 : 1
     for row in 0..<block.rows {
       let product = unsafe intfa_dot(queries + row * shape.headDimension, mean, dimension)
       unsafe shifts[row] = kernel.descriptor.softmaxScale * product
-      unsafe scaled[row] = shifts[row] * Self.log2e * steps
+      unsafe scaled[row] = shifts[row] * Self.log2e * kernel.method.logitSteps
     }
   }
 
@@ -164,15 +163,14 @@ extension CPUCall {
     let reference = unsafe place(layout.reference, seat: block.seat, part: part)
     let start: Float = kernel.method.isTiled ? -.infinity : -1e30
     // Kernels may work on whole groups of rows.
-    let rows = (block.rows + Int(INTFA_ROW_UNIT) - 1) / Int(INTFA_ROW_UNIT) * Int(INTFA_ROW_UNIT)
+    let rows = CPUTileSizes.padded(block.rows, to: Int(INTFA_ROW_UNIT))
     unsafe out.update(repeating: 0, count: rows * layout.outStride)
     unsafe total.update(repeating: 0, count: rows)
     unsafe reference.update(repeating: start, count: rows)
   }
 
   private var kernelSoftcap: Float {
-    let steps: Float = kernel.method.isTiled ? 64 : 1
-    return (kernel.descriptor.options.softcap ?? 0) * Self.log2e * steps
+    (kernel.descriptor.options.softcap ?? 0) * Self.log2e * kernel.method.logitSteps
   }
 
   private func attendTiles(_ block: Block, _ keys: Range<Int>, part: Int) {
@@ -283,7 +281,7 @@ extension CPUCall {
     var arguments = unsafe intfa_merge()
     unsafe arguments.rows = Int32(block.rows)
     unsafe arguments.value_dimension = Int32(shape.valueDimension)
-    unsafe arguments.steps = kernel.method.isTiled ? 64 : 1
+    unsafe arguments.steps = kernel.method.logitSteps
     unsafe arguments.out_stride = Int64(layout.outStride)
     unsafe arguments.into_out = place(layout.out, seat: seat, part: 0)
     unsafe arguments.into_total = place(layout.total, seat: seat, part: 0)
@@ -321,7 +319,7 @@ extension CPUCall {
     unsafe arguments.value_dimension = Int32(shape.valueDimension)
     unsafe arguments.rotates = recipe.rotatesValue
     unsafe arguments.factor = outputFactor(keyHead(ofQueryHead: block.head))
-    unsafe arguments.steps = kernel.method.isTiled ? 64 : 1
+    unsafe arguments.steps = kernel.method.logitSteps
     unsafe arguments.total_unit = kernel.method.isTiled ? 255 : 1
     unsafe arguments.out = place(layout.out, seat: seat, part: 0)
     unsafe arguments.out_stride = Int64(layout.outStride)

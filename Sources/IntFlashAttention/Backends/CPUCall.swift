@@ -85,8 +85,8 @@ final class CPUCall: @unchecked Sendable {
 
   /// Kernel logit units per unit of the product of unscaled rotated rows.
   var logitUnit: Float {
-    let steps: Float = kernel.method.isTiled ? 64 : 1
-    return kernel.descriptor.softmaxScale * Self.log2e * steps / Float(queryKeyBlockLength)
+    kernel.descriptor.softmaxScale * Self.log2e * kernel.method.logitSteps
+      / Float(queryKeyBlockLength)
   }
 
   static let log2e: Float = 1.442695

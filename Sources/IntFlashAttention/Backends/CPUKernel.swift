@@ -100,6 +100,8 @@ final class CPUKernel: AttentionKernel {
 
 extension CPUMethod {
   var isTiled: Bool { if case .tiles = self { true } else { false } }
+  /// The unit of the kernel's logits: so many make a power of two.
+  var logitSteps: Float { isTiled ? 64 : 1 }
   var hasIntegerScores: Bool {
     switch self {
     case .tiles, .running(.int8, _): true

@@ -19,11 +19,14 @@ package struct CPUTileSizes: Hashable, Sendable {
   package init(shape: AttentionShape, threadCount: Int) {
     let heads = max(shape.batchCount * shape.queryHeadCount, 1)
     // Four items a thread even out the last ones to finish.
-    let wantedBlocks = threadCount == 1 ? 1 : (4 * threadCount + heads - 1) / heads
-    let rows = (shape.queryLength + wantedBlocks - 1) / max(wantedBlocks, 1)
-    queryBlockLength = min(max((rows + 15) / 16 * 16, 16), Self.largestQueryBlock)
+    let wantedBlocks = threadCount == 1 ? 1 : Self.pieceCount(4 * threadCount, heads)
+    let rows = Self.pieceCount(shape.queryLength, wantedBlocks)
+    queryBlockLength = min(max(Self.padded(rows, to: 16), 16), Self.largestQueryBlock)
   }
 
   /// Pieces of `length` rows.
   package static func pieceCount(_ rows: Int, _ length: Int) -> Int { (rows + length - 1) / length }
+
+  /// The next whole number of units.
+  package static func padded(_ count: Int, to unit: Int) -> Int { pieceCount(count, unit) * unit }
 }

@@ -60,8 +60,7 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     let queryHeads = shape.batchCount * shape.queryHeadCount
     let keyHeads = shape.batchCount * shape.keyValueHeadCount
     let (d, dv) = (shape.headDimension, shape.valueDimension)
-    let unit = Int(INTFA_PACK_UNIT)
-    let keys = (shape.keyValueLength + unit - 1) / unit * unit
+    let keys = CPUTileSizes.padded(shape.keyValueLength, to: Int(INTFA_PACK_UNIT))
     let float = MemoryLayout<Float>.size
 
     largest = take(float * call.surveyItemCount)
@@ -103,8 +102,7 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     queryRows = take(float * block * d)
     rowShifts = take(float * block)
     scaledShifts = take(float * block)
-    let outUnit = Int(INTFA_OUT_UNIT)
-    outStride = (dv + outUnit - 1) / outUnit * outUnit
+    outStride = CPUTileSizes.padded(dv, to: Int(INTFA_OUT_UNIT))
     out = take(float * block * outStride, heads: 2)
     total = take(float * block, heads: 2)
     reference = take(float * block, heads: 2)
@@ -118,7 +116,7 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   }
 
   private mutating func take(_ bytes: Int, heads: Int = 1) -> Region {
-    let stride = (bytes + 63) & ~63
+    let stride = CPUTileSizes.padded(bytes, to: 64)
     defer { byteCount += stride * heads }
     return Region(offset: byteCount, stride: stride)
   }

@@ -121,12 +121,6 @@ public struct QuantizationRecipe: Hashable, Sendable {
     tilesPerSpan = nil
   }
 
-  /// Whether no step rounds: the definition of exact attention.
-  public var isExact: Bool {
-    query == .float32 && key == .float32 && value == .float32 && probability == .float32
-      && exponential == .exact
-  }
-
   /// Keys of every tile but the first, for a head with or without outliers in its values.
   package func tileLength(hasOutlier: Bool) -> Int {
     hasOutlier ? FoldedValueScales.outlierTileLength : tileLength

@@ -19,7 +19,8 @@ enum PlanReport {
     Column("threads", "threads"),
   ]
 
-  static func cells(_ plan: AttentionPlan, _ precision: Precision) -> [Cell] {
+  /// The cells from `precision` to `headDimension`, with which every row about a plan begins.
+  static func firstCells(_ plan: AttentionPlan, _ precision: Precision) -> [Cell] {
     let (shape, summary) = (plan.descriptor.shape, plan.summary)
     return [
       .text(precision.rawValue),
@@ -31,11 +32,16 @@ enum PlanReport {
       .integer(shape.queryLength),
       .integer(shape.keyValueLength),
       .integer(shape.headDimension),
-      .integer(shape.valueDimension),
+    ]
+  }
+
+  static func cells(_ plan: AttentionPlan, _ precision: Precision) -> [Cell] {
+    firstCells(plan, precision) + [
+      .integer(plan.descriptor.shape.valueDimension),
       .text(plan.descriptor.options.mask.name),
       .float(plan.descriptor.softmaxScale),
       plan.descriptor.options.softcap.map(Cell.float) ?? .none,
-      .integer(summary.threadCount),
+      .integer(plan.summary.threadCount),
     ]
   }
 }
