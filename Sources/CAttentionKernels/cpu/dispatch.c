@@ -36,7 +36,7 @@ static const intfa_cpu_kernels portable = {
       .pack_values = intfa_pack_values__avx512vnni,        \
       .attend_tiles = intfa_attend_tiles__avx512vnni,      \
       .attend_running = running,                           \
-      .merge = intfa_merge__portable,                      \
+      .merge = intfa_merge__avx512vnni,                    \
       .finish = intfa_finish__avx512vnni,                  \
       .peak = intfa_peak__avx512vnni,                      \
   }

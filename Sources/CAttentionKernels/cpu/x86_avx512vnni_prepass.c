@@ -23,22 +23,26 @@ INLINE __m512i magnitude_of(__m512 x) {
 
 // ---------------------------------------------------------------------------------- panels
 
-// Sixteen channels of up to sixteen rows, transposed.
+// Sixteen channels of up to sixteen rows, transposed. The next sixteen rows are fetched: hardware
+// does not follow the stride.
 INLINE void load_transposed(const intfa_rows *rows, int64_t row, int32_t count, int32_t dimension,
                             int32_t chunk, __m512i *x) {
   const __mmask16 mask = lanes_of(dimension, chunk);
-  const int64_t at = row * rows->stride + PANEL * chunk;
+  const int64_t at = row * rows->stride + PANEL * chunk, stride = rows->stride;
   if (rows->format == INTFA_FLOAT32) {
     const float *base = (const float *)rows->base + at;
-    UNROLL for (int32_t i = 0; i < PANEL; i++)
-      x[i] = _mm512_maskz_loadu_epi32(i < count ? mask : 0, base + i * rows->stride);
+    UNROLL for (int32_t i = 0; i < PANEL; i++) {
+      x[i] = _mm512_maskz_loadu_epi32(i < count ? mask : 0, base + i * stride);
+      _mm_prefetch((const char *)(base + (i + PANEL) * stride), _MM_HINT_T0);
+    }
   } else {
     const uint16_t *base = (const uint16_t *)rows->base + at;
     const bool is_float16 = rows->format == INTFA_FLOAT16;
     UNROLL for (int32_t i = 0; i < PANEL; i++) {
-      __m256i half = _mm256_maskz_loadu_epi16(i < count ? mask : 0, base + i * rows->stride);
+      __m256i half = _mm256_maskz_loadu_epi16(i < count ? mask : 0, base + i * stride);
       x[i] = is_float16 ? _mm512_castps_si512(_mm512_cvtph_ps(half))
                         : _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+      _mm_prefetch((const char *)(base + (i + PANEL) * stride), _MM_HINT_T0);
     }
   }
   transpose16(x);
@@ -133,32 +137,64 @@ static void survey_rotated(const intfa_survey *a) {
   if (a->largest) *a->largest = float_of((uint32_t)_mm512_reduce_max_epu32(largest));
 }
 
-// The plain survey: rows as they lie, up to `chunks` registers each.
-INLINE void survey(const int32_t chunks, const intfa_survey *a) {
-  const __m512i limit = _mm512_set1_epi32((int32_t)bits_of(a->limit));
-  __m512i largest = _mm512_setzero_si512();
-  __m512 sums[MAX_CHUNKS];
-  int64_t first_bad = -1;
-  for (int64_t block = a->begin; block < a->end; block += INTFA_SUM_BLOCK) {
-    int64_t end = block + INTFA_SUM_BLOCK < a->end ? block + INTFA_SUM_BLOCK : a->end;
-    for (int64_t row = block; row < end; row++) {
-      __m512i row_largest = _mm512_setzero_si512();
-      UNROLL for (int32_t i = 0; i < chunks; i++) {
-        const __m512 x = load_chunk(&a->rows, row, a->dimension, i);
-        row_largest = _mm512_max_epu32(row_largest, magnitude_of(x));
-        sums[i] = row == block ? x : _mm512_add_ps(sums[i], x);
-      }
-      largest = _mm512_max_epu32(largest, row_largest);
-      if (__builtin_expect(_mm512_cmpge_epu32_mask(row_largest, limit) != 0, 0) && first_bad < 0)
-        first_bad = row;
-    }
-    if (!a->block_sums) continue;
-    float *target = a->block_sums + (block - a->begin) / INTFA_SUM_BLOCK * a->dimension;
-    UNROLL for (int32_t i = 0; i < chunks; i++)
-      _mm512_mask_storeu_ps(target + 16 * i, lanes_of(a->dimension, i), sums[i]);
+INLINE __m512 load_as(const intfa_format format, const intfa_rows *rows, int64_t at, __mmask16 mask) {
+  if (format == INTFA_FLOAT32) return _mm512_maskz_loadu_ps(mask, (const float *)rows->base + at);
+  const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)rows->base + at);
+  if (format == INTFA_FLOAT16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Sums and magnitudes of up to 64 channels from `c` of rows [begin, end), at most a sum block.
+INLINE __m512i survey_block(const intfa_format format, const intfa_survey *a, int64_t begin, int64_t end,
+                            int32_t c, float *sums_target) {
+  __mmask16 mask[4];
+  __m512 sums[4];
+  __m512i largest[4];
+  UNROLL for (int32_t i = 0; i < 4; i++) {
+    mask[i] = lanes_of(a->dimension - c, i);
+    sums[i] = load_as(format, &a->rows, begin * a->rows.stride + c + 16 * i, mask[i]);
+    largest[i] = magnitude_of(sums[i]);
   }
-  if (a->largest) *a->largest = float_of((uint32_t)_mm512_reduce_max_epu32(largest));
-  *a->first_bad = first_bad;
+  for (int64_t row = begin + 1; row < end; row++)
+    UNROLL for (int32_t i = 0; i < 4; i++) {
+      const __m512 x = load_as(format, &a->rows, row * a->rows.stride + c + 16 * i, mask[i]);
+      sums[i] = _mm512_add_ps(sums[i], x);
+      largest[i] = _mm512_max_epu32(largest[i], magnitude_of(x));
+    }
+  if (sums_target)
+    UNROLL for (int32_t i = 0; i < 4; i++)
+      _mm512_mask_storeu_ps(sums_target + c + 16 * i, mask[i], sums[i]);
+  return _mm512_max_epu32(_mm512_max_epu32(largest[0], largest[1]),
+                          _mm512_max_epu32(largest[2], largest[3]));
+}
+
+// The first row of [begin, end) with an element that reaches the limit; there is one.
+static int64_t first_bad_row(const intfa_survey *a, int64_t begin, int64_t end) {
+  const __m512i limit = _mm512_set1_epi32((int32_t)bits_of(a->limit));
+  for (int64_t row = begin; row < end; row++)
+    for (int32_t chunk = 0; 16 * chunk < a->dimension; chunk++)
+      if (_mm512_cmpge_epu32_mask(magnitude_of(load_chunk(&a->rows, row, a->dimension, chunk)), limit))
+        return row;
+  return -1;
+}
+
+// The plain survey: rows as they lie.
+INLINE void survey(const intfa_format format, const intfa_survey *a) {
+  uint32_t largest = 0;
+  *a->first_bad = -1;
+  for (int64_t block = a->begin; block < a->end; block += INTFA_SUM_BLOCK) {
+    const int64_t end = block + INTFA_SUM_BLOCK < a->end ? block + INTFA_SUM_BLOCK : a->end;
+    float *sums = a->block_sums;
+    if (sums) sums += (block - a->begin) / INTFA_SUM_BLOCK * a->dimension;
+    __m512i in_block = _mm512_setzero_si512();
+    for (int32_t c = 0; c < a->dimension; c += 64)
+      in_block = _mm512_max_epu32(in_block, survey_block(format, a, block, end, c, sums));
+    const uint32_t block_largest = (uint32_t)_mm512_reduce_max_epu32(in_block);
+    if (block_largest >= bits_of(a->limit) && *a->first_bad < 0)
+      *a->first_bad = first_bad_row(a, block, end);
+    largest = block_largest > largest ? block_largest : largest;
+  }
+  if (a->largest) *a->largest = float_of(largest);
 }
 
 // ---------------------------------------------------------------------------------- codes
@@ -284,6 +320,25 @@ INLINE void normalize(const int32_t chunks, const intfa_finish *a) {
   }
 }
 
+void intfa_merge__avx512vnni(const intfa_merge *a) {
+  const float per_step = 1.0f / a->steps;
+  for (int32_t r = 0; r < a->rows; r++) {
+    if (!(a->from_total[r] > 0)) continue;
+    float *out = a->into_out + r * a->out_stride;
+    const float *from = a->from_out + r * a->out_stride;
+    const float into = a->into_reference[r], other = a->from_reference[r];
+    const float reference = into > other ? into : other;
+    const float keep = exp2_fast((into - reference) * per_step), add = exp2_fast((other - reference) * per_step);
+    a->into_total[r] = a->into_total[r] * keep + a->from_total[r] * add;
+    for (int32_t c = 0; c < a->value_dimension; c += 16) {
+      const __m512 kept = _mm512_mul_ps(_mm512_load_ps(out + c), _mm512_set1_ps(keep));
+      const __m512 added = _mm512_mul_ps(_mm512_load_ps(from + c), _mm512_set1_ps(add));
+      _mm512_store_ps(out + c, _mm512_add_ps(kept, added));
+    }
+    a->into_reference[r] = reference;
+  }
+}
+
 // ---------------------------------------------------------------------------------- entries
 
 // One copy of the code for the usual dimensions; others take the next larger number of registers,
@@ -306,7 +361,11 @@ void intfa_survey__avx512vnni(const intfa_survey *a) {
     survey_rotated(a);
     return;
   }
-  FOR_CHUNKS(a->dimension, survey(CHUNKS, a))
+  switch (a->rows.format) {
+    case INTFA_FLOAT16: survey(INTFA_FLOAT16, a); return;
+    case INTFA_BFLOAT16: survey(INTFA_BFLOAT16, a); return;
+    default: survey(INTFA_FLOAT32, a);
+  }
 }
 void intfa_finish__avx512vnni(const intfa_finish *a) {
   FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, a))
