@@ -29,7 +29,8 @@ extension CPUCall {
         visible: intfa_visible(
           first: Int64(seen.first + begin * seen.step),
           end: Int64(seen.end + begin * seen.step),
-          step: Int64(seen.step)
+          step: Int64(seen.step),
+          rows_per_step: 1
         )
       )
       prepareQueries(block)
