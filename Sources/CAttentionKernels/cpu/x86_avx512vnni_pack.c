@@ -4,6 +4,9 @@
 // tokens in the order of weight_position; n_j likewise. D is padded to 4 channels, Dv to 64, tokens
 // to 64, all with zeros. Four-bit operands are stored as the INT8 codes that they stand for: one call
 // reads each tile once per 256 rows, and unpacking would cost more than the bytes.
+//
+// Rows that do not exist are read from the first row's place with an empty mask: an empty mask on a
+// page that was never touched would take a microcode assist, hundreds of cycles a load.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
@@ -40,8 +43,10 @@ void intfa_pack_keys__avx512vnni(const intfa_pack *a) {
       for (int32_t c = 0; c < d; c += 64) {
         __m512i rows[16];
         for (int32_t i = 0; i < 16; i++) {
-          __mmask64 mask = lane + i < count ? first_bytes(d - c) : 0;
-          rows[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, codes + (lane + i) * d + c),
+          const bool exists = lane + i < count;
+          __mmask64 mask = exists ? first_bytes(d - c) : 0;
+          const int8_t *row = codes + (exists ? (lane + i) * d + c : 0);
+          rows[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, row),
                                      _mm512_set1_epi8(-128));
         }
         transpose16(rows);
@@ -69,9 +74,10 @@ void intfa_pack_values__avx512vnni(const intfa_pack *a) {
       for (int32_t c = 0; c < width; c += 16) {
         __m128i row[4];
         for (int32_t i = 0; i < 4; i++) {
-          int32_t key = key_of[position + i];
-          __mmask16 mask = key < count ? (__mmask16)first_bytes(d - c) : 0;
-          row[i] = _mm_maskz_loadu_epi8(mask, codes + key * d + c);
+          const int32_t key = key_of[position + i];
+          const bool exists = key < count;
+          __mmask16 mask = exists ? (__mmask16)first_bytes(d - c) : 0;
+          row[i] = _mm_maskz_loadu_epi8(mask, codes + (exists ? key * d + c : 0));
         }
         __m128i ab = _mm_unpacklo_epi8(row[0], row[1]), AB = _mm_unpackhi_epi8(row[0], row[1]);
         __m128i cd = _mm_unpacklo_epi8(row[2], row[3]), CD = _mm_unpackhi_epi8(row[2], row[3]);
