@@ -143,7 +143,11 @@ package final class ThreadPool: @unchecked Sendable {
 
   // MARK: Under the mutex
 
-  private func enter() { unsafe pthread_mutex_lock(mutex) }
+  /// The mutex is held for less than a microsecond, so that it is worth waiting without sleeping.
+  private func enter() {
+    let isEntered = CPUProcessors.spin { unsafe pthread_mutex_trylock(mutex) == 0 }
+    if !isEntered { unsafe pthread_mutex_lock(mutex) }
+  }
   private func leave() { unsafe pthread_mutex_unlock(mutex) }
 
   /// Returns how many helpers sleep and do not see it.

@@ -30,6 +30,24 @@ import Testing
     }
   }
 
+  /// One head, which threads share piece by piece in every stage.
+  @Test(arguments: precisions)
+  func piecesDoNotChangeABit(_ precision: Precision) throws {
+    let shape = try AttentionShape(
+      queryHeadCount: 1,
+      keyValueHeadCount: 1,
+      queryLength: 601,
+      keyValueLength: 701,
+      headDimension: 64
+    )
+    let inputs = TestInputs(shape, .outlierChannel)
+    let options = AttentionOptions(mask: .causal)
+    let one = try inputs.attend(precision.recipe, options, on: CPUBackend(threadCount: 1))
+    let two = try inputs.attend(precision.recipe, options, on: CPUBackend(threadCount: 2))
+    #expect(two.output == one.output)
+    #expect(two.logSumExp == one.logSumExp)
+  }
+
   @Test(arguments: precisions)
   func batchCompositionDoesNotChangeABit(_ precision: Precision) throws {
     let inputs = TestInputs(try shape(), .sink)
