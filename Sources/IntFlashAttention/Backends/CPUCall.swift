@@ -13,6 +13,8 @@ final class CPUCall: @unchecked Sendable {
   let operands: AttentionOperands
   let workspace: CPUWorkspace
   let layout: CPUWorkspaceLayout
+  /// The threads that share the stages; nil is the calling thread alone.
+  let team: ThreadTeam?
   let kernels: intfa_cpu_kernels
   let shape: AttentionShape
   let recipe: QuantizationRecipe
@@ -20,12 +22,14 @@ final class CPUCall: @unchecked Sendable {
   init(
     kernel: CPUKernel,
     operands: AttentionOperands,
-    workspace: CPUWorkspace
+    workspace: CPUWorkspace,
+    team: ThreadTeam?
   ) {
     self.kernel = kernel
     self.operands = operands
     self.workspace = workspace
     layout = workspace.layout
+    self.team = team
     shape = kernel.descriptor.shape
     recipe = kernel.descriptor.recipe
     unsafe kernels = kernel.instructionSet.kernels
@@ -63,7 +67,7 @@ final class CPUCall: @unchecked Sendable {
   }
 
   func forEachItem(_ count: Int, _ body: (_ item: Int, _ seat: Int) -> Void) {
-    ThreadPool.shared.run(itemCount: count, threads: kernel.threadCount, body)
+    ThreadPool.shared.run(itemCount: count, in: team, body)
   }
 
   /// The rows of piece `piece` of those that are quantised together.

@@ -46,7 +46,9 @@ final class CPUKernel: AttentionKernel {
     let kept = idle.withLock { $0.popLast() }
     let workspace = if let kept { kept } else { try CPUWorkspace(CPUWorkspaceLayout(self)) }
     defer { idle.withLock { $0.append(workspace) } }
-    let call = CPUCall(kernel: self, operands: operands, workspace: workspace)
+    let team = ThreadPool.shared.beginTeam(threads: threadCount)
+    defer { ThreadPool.shared.endTeam(team) }
+    let call = CPUCall(kernel: self, operands: operands, workspace: workspace, team: team)
     try call.survey()
     call.findMeans()
     call.quantizeKeys()

@@ -17,6 +17,25 @@ import Glibc
     }
   }
 
+  /// The runs of one team follow one another: what one has written the next one reads.
+  @Test(arguments: [1, 2, 4])
+  func aTeamWorksFromStageToStage(_ threads: Int) {
+    let pool = ThreadPool(threadCount: threads)
+    for _ in 0..<100 {
+      let team = pool.beginTeam(threads: nil)
+      #expect((team == nil) == (threads == 1))
+      let cells = Mutex([Int](repeating: 0, count: 20))
+      for stage in 0..<10 {
+        pool.run(itemCount: 20 - stage, in: team) { item, seat in
+          #expect((0..<threads).contains(seat))
+          cells.withLock { $0[item] = $0[item] == stage ? stage + 1 : -100 }
+        }
+      }
+      pool.endTeam(team)
+      #expect(cells.withLock { $0 } == (0..<20).map { min(10, 20 - $0) })
+    }
+  }
+
   @Test func seatsAreNotSharedByItemsUnderWay() {
     let pool = ThreadPool(threadCount: 4)
     let taken = Mutex(Set<Int>())
