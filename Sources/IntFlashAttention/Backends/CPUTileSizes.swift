@@ -54,7 +54,7 @@ package struct CPUTileSizes: Hashable, Sendable {
     )
     packLength = Self.length(
       ofPieces: shape.keyValueLength,
-      heads: keyHeads,
+      heads: 2 * keyHeads,
       threads: threads,
       unit: Self.packUnit,
       largest: Self.largestPiece
@@ -63,7 +63,7 @@ package struct CPUTileSizes: Hashable, Sendable {
 
   /// Threads that make a call shorter: at least one, at most `available`.
   ///
-  /// Threads meet after each of six stages, for a microsecond or two in all while they are awake,
+  /// Threads meet after each of four stages, for a microsecond or two in all while they are awake,
   /// and more when they sleep: each must have 10 microseconds of work. A small call stays on the
   /// caller's thread. The time is that of `int8` with AVX-512, 10⁻¹² s per operation, and for the
   /// pre-pass as much per element as for 500 operations; slower kernels only have more work a thread.

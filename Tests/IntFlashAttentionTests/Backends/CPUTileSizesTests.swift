@@ -91,7 +91,10 @@ import Testing
       let packs = stride(from: 0, to: length, by: sizes.packLength).map {
         min(sizes.packLength, length - $0)
       }
-      #expect(slowest(packs) <= slack(CPUTileSizes.packUnit, heads: 1), "\(threads) threads, keys")
+      #expect(
+        slowest(packs + packs) <= slack(CPUTileSizes.packUnit, heads: 2),
+        "\(threads) threads, keys and values"
+      )
     }
   }
 
