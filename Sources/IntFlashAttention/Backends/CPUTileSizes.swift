@@ -63,10 +63,11 @@ package struct CPUTileSizes: Hashable, Sendable {
 
   /// Threads that make a call shorter: at least one, at most `available`.
   ///
-  /// Threads meet after each of four stages, for a microsecond or two in all while they are awake,
-  /// and more when they sleep: each must have 10 microseconds of work. A small call stays on the
-  /// caller's thread. The time is that of `int8` with AVX-512, 10⁻¹² s per operation, and for the
-  /// pre-pass as much per element as for 500 operations; slower kernels only have more work a thread.
+  /// Threads meet after each of four stages and read what others wrote: between cores far apart that
+  /// takes ten microseconds in all, more where helpers sleep. So each thread must have 20 microseconds
+  /// of work, and a small call stays on the caller's thread. The time is that of `int8` with AVX-512,
+  /// 10⁻¹² s per operation, and for the pre-pass as much per element as for 500 operations; slower
+  /// kernels only have more work a thread.
   package static func usefulThreadCount(
     shape: AttentionShape,
     operationCount: Double,
@@ -76,7 +77,7 @@ package struct CPUTileSizes: Hashable, Sendable {
     let keys =
       shape.keyValueHeadCount * shape.keyValueLength * (shape.headDimension + shape.valueDimension)
     let work = operationCount + 500 * Double(shape.batchCount * (queries + keys))
-    return max(Int(min(work / 1e7, Double(available))), 1)
+    return max(Int(min(work / 2e7, Double(available))), 1)
   }
 
   /// The length of pieces of `rows` rows of each head, in whole units, that lets the threads finish at

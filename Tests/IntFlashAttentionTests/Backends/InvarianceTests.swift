@@ -19,7 +19,8 @@ import Testing
 
   @Test(arguments: precisions)
   func threadsDoNotChangeABit(_ precision: Precision) throws {
-    let inputs = TestInputs(try shape(), .outlierChannel)
+    // Enough work for several threads.
+    let inputs = TestInputs(try shape(heads: 8), .outlierChannel)
     let options = AttentionOptions(mask: .causal)
     let one = try inputs.attend(precision.recipe, options, on: CPUBackend(threadCount: 1))
     for threads in [2, 3, 8] {
