@@ -9,6 +9,9 @@
 // b % 4 of the four, and in its high half the channel 16 later; then steps [16][Dv / 16][4 tokens],
 // then offsets + 128 likewise. A code stands for min(code * step + offset, 127), in bytes exactly:
 // code * step <= 15 * 17 = 255, and a saturating addition to offset + 128 stops at 127 + 128.
+//
+// Rows that do not exist are read from the first row's place with an empty mask: an empty mask on a
+// page that was never touched would take a microcode assist, hundreds of cycles a load.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
@@ -30,9 +33,10 @@ static void pack_key_unit(const int8_t *codes, int32_t count, int32_t d, uint8_t
     for (int32_t c = 0; c < d; c += 64) {
       __m512i rows[16];
       for (int32_t i = 0; i < 16; i++) {
-        __mmask64 mask = lane + i < count ? first_bytes(d - c) : 0;
-        rows[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, codes + (lane + i) * d + c),
-                                   _mm512_set1_epi8(-128));
+        const bool exists = lane + i < count;
+        const __mmask64 mask = exists ? first_bytes(d - c) : 0;
+        const int8_t *row = codes + (exists ? (lane + i) * d + c : 0);
+        rows[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, row), _mm512_set1_epi8(-128));
       }
       transpose16(rows);
       for (int32_t i = 0; i < 16 && c + 4 * i < d; i++)
@@ -46,8 +50,9 @@ static void pack_value_unit(const int8_t *codes, int32_t count, int32_t d, int32
     for (int32_t c = 0; c < width; c += 16) {
       __m128i row[4];
       for (int32_t i = 0; i < 4; i++) {
-        __mmask16 mask = token + i < count ? (__mmask16)first_bytes(d - c) : 0;
-        row[i] = _mm_maskz_loadu_epi8(mask, codes + (token + i) * d + c);
+        const bool exists = token + i < count;
+        const __mmask16 mask = exists ? (__mmask16)first_bytes(d - c) : 0;
+        row[i] = _mm_maskz_loadu_epi8(mask, codes + (exists ? (token + i) * d + c : 0));
       }
       __m128i ab = _mm_unpacklo_epi8(row[0], row[1]), AB = _mm_unpackhi_epi8(row[0], row[1]);
       __m128i cd = _mm_unpacklo_epi8(row[2], row[3]), CD = _mm_unpackhi_epi8(row[2], row[3]);

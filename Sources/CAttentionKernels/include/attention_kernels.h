@@ -235,9 +235,6 @@ typedef enum {
 // The kernels of an instruction set, or NULL where this build or this machine does not have it.
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
 
-// Processors that this process may run on, at least 1.
-int32_t intfa_processor_count(void);
-
 // Bytes of scratch that attend_tiles and attend_running of any instruction set need, 64-aligned.
 int64_t intfa_scratch_bytes(void);
 
