@@ -14,6 +14,8 @@ int64_t intfa_key_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4
 int64_t intfa_value_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4);
 void intfa_pack_keys__avx512vnni(const intfa_pack *);
 void intfa_pack_values__avx512vnni(const intfa_pack *);
+void intfa_open_key_unit__avx512vnni(const void *int4_unit, int32_t dimension, void *unit);
+void intfa_open_value_unit__avx512vnni(const void *int4_unit, int32_t dimension, void *unit);
 void intfa_attend_tiles__avx512vnni(const intfa_attend_tiles *);
 int64_t intfa_peak__avx512vnni(intfa_peak_kind, int64_t rounds);
 

@@ -21,6 +21,8 @@ int64_t intfa_key_bytes__portable(int64_t tokens, int32_t dimension, bool int4);
 int64_t intfa_value_bytes__portable(int64_t tokens, int32_t dimension, bool int4);
 void intfa_pack_keys__portable(const intfa_pack *);
 void intfa_pack_values__portable(const intfa_pack *);
+void intfa_open_key_unit__portable(const void *int4_unit, int32_t dimension, void *unit);
+void intfa_open_value_unit__portable(const void *int4_unit, int32_t dimension, void *unit);
 // INT8 codes of tokens [begin, end) from their four-bit storage; keys begin at a group.
 void intfa_unpack_keys__portable(const uint8_t *packed, int64_t begin, int64_t end,
                                  int32_t dimension, int8_t *codes);

@@ -90,6 +90,13 @@ void intfa_unpack_values__portable(const uint8_t *packed, int64_t begin, int64_t
   }
 }
 
+void intfa_open_key_unit__portable(const void *int4_unit, int32_t dimension, void *unit) {
+  intfa_unpack_keys__portable(int4_unit, 0, INTFA_PACK_UNIT, dimension, unit);
+}
+void intfa_open_value_unit__portable(const void *int4_unit, int32_t dimension, void *unit) {
+  intfa_unpack_values__portable(int4_unit, 0, INTFA_PACK_UNIT, dimension, unit);
+}
+
 int64_t intfa_key_bytes__portable(int64_t tokens, int32_t dimension, bool int4) {
   int64_t groups = (tokens + INTFA_KEY_GROUP - 1) / INTFA_KEY_GROUP;
   return int4 ? groups * group_bytes(dimension) : tokens * dimension;

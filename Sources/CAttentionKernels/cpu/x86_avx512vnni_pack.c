@@ -142,6 +142,13 @@ void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int
 
 // ---------------------------------------------------------------------------------- entries
 
+void intfa_open_key_unit__avx512vnni(const void *int4_unit, int32_t dimension, void *unit) {
+  intfa_unpack_key_unit__avx512vnni(int4_unit, (int32_t)padded(dimension, 4), unit);
+}
+void intfa_open_value_unit__avx512vnni(const void *int4_unit, int32_t dimension, void *unit) {
+  intfa_unpack_value_unit__avx512vnni(int4_unit, (int32_t)padded(dimension, 64), unit);
+}
+
 void intfa_pack_keys__avx512vnni(const intfa_pack *a) {
   const int32_t d = a->dimension, stride = (int32_t)padded(d, 4);
   for (int64_t first = a->begin; first < a->end; first += KEYS) {

@@ -214,6 +214,9 @@ typedef struct {
   int64_t (*value_bytes)(int64_t tokens, int32_t dimension, bool int4);
   void (*pack_keys)(const intfa_pack *);
   void (*pack_values)(const intfa_pack *);
+  // 64 tokens in four bits as they would be packed in INT8.
+  void (*open_key_unit)(const void *int4_unit, int32_t dimension, void *unit);
+  void (*open_value_unit)(const void *int4_unit, int32_t dimension, void *unit);
   void (*attend_tiles)(const intfa_attend_tiles *);
   void (*attend_running)(const intfa_attend_running *);
   void (*merge)(const intfa_merge *);

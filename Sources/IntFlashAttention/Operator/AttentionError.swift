@@ -23,6 +23,8 @@ public struct AttentionError: Error, Hashable, Sendable, CustomStringConvertible
     case unavailable
     /// Memory for the call could not be had.
     case outOfMemory
+    /// A pool of cached tokens has too few free pages.
+    case outOfPages
   }
 
   /// The kind.

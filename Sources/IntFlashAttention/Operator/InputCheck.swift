@@ -48,14 +48,29 @@ package enum InputCheck {
     largestKey: Float,
     descriptor: AttentionDescriptor
   ) throws(AttentionError) {
+    try requireLogits(
+      largestQuery: largestQuery,
+      largestKey: largestKey,
+      headDimension: descriptor.shape.headDimension,
+      softmaxScale: descriptor.softmaxScale
+    )
+  }
+
+  /// The same for sizes that no descriptor has.
+  static func requireLogits(
+    largestQuery: Float,
+    largestKey: Float,
+    headDimension: Int,
+    softmaxScale: Float
+  ) throws(AttentionError) {
     let bound =
-      Double(largestQuery) * Double(largestKey) * Double(descriptor.shape.headDimension)
-      * Double(descriptor.softmaxScale.magnitude)
+      Double(largestQuery) * Double(largestKey) * Double(headDimension)
+      * Double(softmaxScale.magnitude)
     guard bound < Double(logitLimit) else {
       throw AttentionError(
         .valueOutOfRange,
         "largest query \(largestQuery) · largest key \(largestKey) · head dimension "
-          + "\(descriptor.shape.headDimension) · softmax scale \(descriptor.softmaxScale) reaches "
+          + "\(headDimension) · softmax scale \(softmaxScale) reaches "
           + "\(logitLimit), beyond which float32 softmax overflows"
       )
     }

@@ -1,0 +1,78 @@
+/// What decides how tokens are stored in a cache.
+package struct KVCacheLayout: Hashable, Sendable {
+  package let keyValueHeadCount: Int
+  package let headDimension: Int
+  package let valueDimension: Int
+  /// The recipe in its streaming form.
+  package let recipe: QuantizationRecipe
+  /// Tokens that there is room for: whole pages.
+  package let capacity: Int
+
+  /// Tokens that are stored together; every kernel's unit.
+  package static let unitLength = 64
+
+  package var unitCount: Int { capacity / Self.unitLength }
+}
+
+/// A backend that keeps quantised tokens and attends to them.
+package protocol CachingBackend: AttentionBackend {
+  func makeCacheStore(for layout: KVCacheLayout) throws(AttentionError) -> any KVCacheStore
+}
+
+/// The memory of a pool, unit by unit, as one backend has it.
+package protocol KVCacheStore: AnyObject, Sendable {
+  /// Bytes that one token takes in one key/value head.
+  var bytesPerToken: Double { get }
+  var backendName: String { get }
+  var instructionSet: String { get }
+  var threadCount: Int { get }
+  /// A sequence without tokens.
+  func makeSequence() -> any KVCacheSequence
+  /// Copies whole units within the pool.
+  func copyUnit(from source: Int32, to target: Int32)
+  /// Computes attention of every sequence's queries; the caller has checked shapes and types.
+  func attend(_ call: KVCacheCall) throws(AttentionError)
+}
+
+/// What a backend knows of one sequence beside its units.
+package protocol KVCacheSequence: AnyObject {
+  /// Checks new tokens; changes nothing.
+  func check(_ tokens: KVCacheTokens) throws(AttentionError)
+  /// Stores new tokens, which have been checked, after the first `count`.
+  func append(_ tokens: KVCacheTokens, count: Int, units: [Int32])
+  /// Forgets all but the first `count` tokens.
+  func truncate(to count: Int, units: [Int32])
+  /// An independent sequence with the same tokens, in the same units.
+  func fork() -> any KVCacheSequence
+}
+
+/// New keys and values of one sequence: [1, Hkv, n, D] and [1, Hkv, n, Dv].
+package struct KVCacheTokens: @unchecked Sendable {
+  // Sendable: it is only read.
+  package let key: AttentionOperands.Operand
+  package let value: AttentionOperands.Operand
+
+  package var count: Int { key.shape[2] }
+}
+
+/// Queries of several sequences side by side, and where their tokens are.
+package struct KVCacheCall {
+  package struct Part {
+    /// Tokens of `query` that belong to the sequence.
+    package let queries: Range<Int>
+    package let sequence: any KVCacheSequence
+    package let count: Int
+    package let units: [Int32]
+  }
+
+  /// [1, Hq, T, D].
+  package let query: AttentionOperands.Operand
+  /// [1, Hq, T, Dv].
+  package let output: AttentionOperands.Operand
+  /// [1, Hq, T].
+  package let logSumExp: AttentionOperands.Operand?
+  package let queryHeadCount: Int
+  package let softmaxScale: Float
+  package let options: AttentionOptions
+  package let parts: [Part]
+}
