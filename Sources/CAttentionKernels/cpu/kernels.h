@@ -8,8 +8,6 @@ void intfa_survey__avx512vnni(const intfa_survey *);
 void intfa_rotated_maxima__avx512vnni(const intfa_rows *, int64_t, int64_t, int32_t, bool, float *);
 void intfa_quantize__avx512vnni(const intfa_quantize *);
 void intfa_finish__avx512vnni(const intfa_finish *);
-void intfa_attend_running__avx512vnni(const intfa_attend_running *);
-void intfa_attend_running__avx512bf16(const intfa_attend_running *);
 int64_t intfa_key_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4);
 int64_t intfa_value_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4);
 void intfa_pack_keys__avx512vnni(const intfa_pack *);
