@@ -8,35 +8,10 @@
 // two on the float path: p = 2^(logit - reference).
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "attention_running.h"
+#include "attention_types.h"
 
 #pragma GCC visibility push(hidden)
-
-enum {
-  INTFA_MAX_DIMENSION = 256,
-  INTFA_MAX_TILE = 128,
-  INTFA_MAX_ROWS = 256,    // query rows of one call of attend_tiles or attend_running
-  INTFA_KEY_GROUP = 32,    // tokens that share step and offset of one 4-bit key channel
-  INTFA_VALUE_GROUP = 16,  // channels of one token that share step and offset of 4-bit values
-  INTFA_PACK_UNIT = 64,    // tokens that are packed together
-  INTFA_OUT_UNIT = 64,     // floats that rows of `out` are padded to
-  INTFA_ROW_UNIT = 8,      // rows that buffers of rows are padded to
-  INTFA_SUM_BLOCK = 256,   // rows that are summed one after the other before block sums are added
-  INTFA_SCRATCH_BYTES = 320 * 1024  // what attend_tiles and attend_running may use, 64-aligned
-};
-
-// Storage of float rows, and the format that a value is rounded to before it is used. INT8 codes are
-// an operand of attend_running only.
-typedef enum { INTFA_FLOAT32, INTFA_FLOAT16, INTFA_BFLOAT16, INTFA_FLOAT8, INTFA_INT8 } intfa_format;
-
-// Rows of a caller's tensor: `stride` elements apart, unit stride inside a row.
-typedef struct {
-  const void *base;
-  int64_t stride;
-  intfa_format format;  // never INTFA_FLOAT8 or INTFA_INT8
-} intfa_rows;
 
 // ---------------------------------------------------------------------------------- pre-pass
 
@@ -49,7 +24,24 @@ typedef struct {
   float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL
   float *largest;       // [1] largest magnitude; or NULL
   int64_t *first_bad;   // [1] first row with an element that reaches `limit`, or -1
+  bool rotates;         // for row_maxima
+  float *row_maxima;    // [row] largest magnitude of each rotated row; row `begin` is the first; or NULL
 } intfa_survey;
+
+// Scales of the values of one head from the row maxima of its survey: f_j = unit / n_j with n_j at
+// most 127, and the rule that selects the row sum. Swift's FoldedValueScales defines it.
+typedef struct {
+  const float *maxima;   // [count]
+  int64_t count;
+  bool integers;         // whether n_j shall be integers where there is no outlier
+  float *multipliers;    // [count] n_j / unit: what a row is multiplied by before it is rounded
+  int8_t *weights;       // [count] n_j where they are integers
+  float *real_weights;   // [count] n_j where they are not
+  float *logarithms;     // [count] 64 * log2(1 / n_j): what f_j adds to a logit, in steps
+  float unit;            // result
+  bool has_outlier;      // result: one row is far larger than the others
+  bool has_integers;     // result: `weights` was written, not `real_weights`
+} intfa_fold;
 
 // Codes of rows [begin, end): x = (row - mean) rotated without normalisation, code = rnd(x * m).
 // m is multipliers[i] where given, else 127 / max|x|, and then scale[i] = max|x| / 127.
@@ -66,6 +58,7 @@ typedef struct {
   const float *bias_means;   // [bias_count][bias_mean_stride], rotated without normalisation
   int64_t bias_mean_stride;
   float bias_factor;         // bias[h][i] = factor * (bias_means[h] . x)
+  const float *bias_addend;  // [row] added to every bias; row 0 is row 0 of the tensor; or NULL
   float *biases;             // [bias_count][bias_stride]; column 0 is row 0 of the tensor
   int64_t bias_stride;
 } intfa_quantize;
@@ -78,18 +71,13 @@ typedef struct {
   int32_t dimension;
   bool int4;              // progressive four-bit storage
   void *target;           // of the head: keys_bytes or values_bytes
-  const int8_t *weights;  // values: [token] n_j in token order, row 0 is the head's first; or NULL
-  int8_t *target_weights; // values: where they go, padded to INTFA_PACK_UNIT; or NULL
 } intfa_pack;
 
 // ---------------------------------------------------------------------------------- tile loop
 
-// Keys that the rows of a query block see: row r sees [first + r * step, end + r * step), clipped.
-typedef struct {
-  int64_t first, end, step;
-} intfa_visible;
-
 // One query block against the keys [key_begin, key_end) of one key/value head, all in `int8` codes.
+// Rows of `query` are readable up to a multiple of INTFA_ROW_UNIT, arrays over keys up to one of
+// INTFA_PACK_UNIT.
 typedef struct {
   int32_t rows, head_dimension, value_dimension;
   int64_t key_begin, key_end;  // key_begin is a tile boundary
@@ -102,7 +90,7 @@ typedef struct {
   const float *bias;           // [key] in steps
   const void *value;           // as pack_values left them
   bool int4_key, int4_value;   // stored in four bits
-  const int8_t *weight;        // n_j where they are integers, as pack_values left them, or NULL
+  const int8_t *weight;        // [key] n_j where they are integers, else NULL
   const float *real_weight;    // [key] n_j where weight is NULL
   bool sums_codes;             // the row sum takes P as it was rounded; integer weights imply it
   float softcap;               // in steps; 0 for none
@@ -114,53 +102,6 @@ typedef struct {
   float *reference;            // [rows] exponent reference of both, in steps; -inf at first
   void *scratch;               // INTFA_SCRATCH_BYTES
 } intfa_attend_tiles;
-
-// What attend_running multiplies; kernels choose the order of packed operands by it.
-typedef enum { INTFA_P_FLOAT32, INTFA_P_FLOAT16, INTFA_P_BFLOAT16, INTFA_P_FLOAT8, INTFA_P_INT8 }
-    intfa_probability;
-typedef struct {
-  intfa_format score;             // of queries and keys: INT8 codes, or floats rounded to this
-  intfa_format value;             // INT8 codes exactly where P is INTFA_P_INT8
-  intfa_probability probability;
-} intfa_running_formats;
-
-// Tokens [begin, end) of one head into the order that attend_running of the same table reads.
-// `begin` is a multiple of INTFA_PACK_UNIT, and so is `end` but for the last.
-typedef struct {
-  intfa_running_formats formats;
-  intfa_rows rows;      // floats: the caller's rows of the head
-  float multiplier;     // floats: applied before they are rounded
-  const int8_t *codes;  // INT8: [token][dimension], row `begin` is the first
-  int64_t begin, end;
-  int32_t dimension;
-  void *target;         // of the head: running_key_bytes or running_value_bytes, 64-aligned
-} intfa_pack_running;
-
-// One query block against keys [key_begin, key_end) with P relative to the running row maximum,
-// which is rounded up to a whole number where P is float32 or bfloat16: then the bits of P do not
-// depend on when the maximum moved, and tiles may be cut anywhere.
-typedef struct {
-  int32_t rows, head_dimension, value_dimension;
-  int64_t key_begin, key_end;
-  int32_t first_tile, tile;
-  intfa_visible visible;
-  intfa_running_formats formats;
-  const int8_t *query_codes;   // INT8 scores: [rows][D]
-  intfa_rows query;            // float scores: the caller's rows, the first of the block first
-  float query_multiplier;      // float scores: applied before they are rounded
-  const float *query_scale;    // [rows] multiplies every product of the row; log2 units
-  const void *key;             // as pack_running_keys left them
-  const float *key_scale;      // INT8 scores: [key], readable to a multiple of INTFA_PACK_UNIT
-  const float *bias;           // INT8 scores: [key] log2 units, readable as key_scale; or NULL
-  const void *value;           // as pack_running_values left them
-  float softcap;               // log2 units; 0 for none
-  const float *row_shift;      // [rows] log2 units, added before the cap; or NULL
-  float *out;                  // [rows][out_stride]
-  int64_t out_stride;
-  float *total;                // [rows]
-  float *reference;            // [rows] running maximum in log2 units; -1e30 at first
-  void *scratch;               // INTFA_SCRATCH_BYTES
-} intfa_attend_running;
 
 // Adds the partial result `from` to `into`: both keep their own exponent reference.
 typedef struct {
@@ -199,9 +140,6 @@ typedef enum { INTFA_PEAK_INT8, INTFA_PEAK_BFLOAT16, INTFA_PEAK_FLOAT } intfa_pe
 typedef struct {
   const char *name;
   void (*survey)(const intfa_survey *);
-  // largest[i] = max|rotated row i| for rows [begin, end); largest[0] belongs to row `begin`.
-  void (*rotated_maxima)(const intfa_rows *, int64_t begin, int64_t end, int32_t dimension,
-                         bool rotates, float *largest);
   void (*quantize)(const intfa_quantize *);
   int64_t (*key_bytes)(int64_t tokens, int32_t dimension, bool int4);
   int64_t (*value_bytes)(int64_t tokens, int32_t dimension, bool int4);
@@ -241,6 +179,8 @@ void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t
 
 // The inner product in the fixed order that every instruction set keeps: sixteen partial sums.
 float intfa_dot(const float *a, const float *b, int32_t count);
+// Fills the results and the arrays of `fold`.
+void intfa_fold_values(intfa_fold *fold);
 // In-place Walsh-Hadamard transform of blocks of the largest power of two that divides `dimension`,
 // without normalisation. Returns that power of two.
 int32_t intfa_rotate(float *row, int32_t dimension);
