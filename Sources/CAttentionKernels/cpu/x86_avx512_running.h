@@ -69,6 +69,14 @@ INLINE __m512 multiply(const lane_kind kind, const bool vector_is_unsigned, __m5
 
 // ---------------------------------------------------------------------------------- packing
 
+// The rows lie far away and few at a time are read, which the processor's own prefetching does not see.
+INLINE void prefetch_row(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension) {
+  const int32_t size = rows->format == INTFA_FLOAT32 ? 4 : 2;
+  if (row >= end) return;
+  const char *base = (const char *)rows->base + row * rows->stride * size;
+  for (int32_t at = 0; at < dimension * size; at += 64) _mm_prefetch(base + at, _MM_HINT_T0);
+}
+
 // Keys lie as [key / 32][lane][32 keys]: 16 rows of 16 lanes from `key` into their columns.
 INLINE void store_key_lanes(void *target, int64_t key, int32_t lanes, int32_t chunk,
                             __m512i rows[16]) {
