@@ -126,10 +126,17 @@ final class CPUCacheCall: @unchecked Sendable {
 
   private func prepareQueries(_ block: CPUCacheBlock, seat: Int) {
     let dimension = layout.headDimension
-    if block.isExact || call.logSumExp != nil || call.options.softcap != nil {
+    let isTiled = store.method.isTiled
+    if block.isExact || !isTiled || call.logSumExp != nil || call.options.softcap != nil {
       findRowShifts(block, seat: seat)
     }
     guard !block.isExact else { return }
+    let unit = logitUnit
+    guard isTiled else {
+      let scales = unsafe workspace.place(workspace.queryScales, seat)
+      unsafe scales.update(repeating: unit, count: block.rows)
+      return
+    }
     let codes = unsafe workspace.place(workspace.queryCodes, seat, as: Int8.self)
     let scales = unsafe workspace.place(workspace.queryScales, seat)
     forEachRun(block) { row, count, head, token, axis in
@@ -142,7 +149,6 @@ final class CPUCacheCall: @unchecked Sendable {
       unsafe arguments.scales = scales + row
       unsafe kernels.quantize(&arguments)
     }
-    let unit = logitUnit
     for row in 0..<block.rows { unsafe scales[row] *= unit }
   }
 
@@ -199,7 +205,11 @@ final class CPUCacheCall: @unchecked Sendable {
     let wanted = block.seen.clamped(to: range)
     guard !wanted.isEmpty else { return }
     let start = recipe.tileStart(of: wanted.lowerBound, tileLength: recipe.tileLength)
-    attendTiles(block, start..<wanted.upperBound, into: sums, seat: seat)
+    if store.method.isTiled {
+      attendTiles(block, start..<wanted.upperBound, into: sums, seat: seat)
+    } else {
+      attendFloats(block, start..<wanted.upperBound, into: sums, seat: seat)
+    }
   }
 
   private func attendExactly(_ block: CPUCacheBlock, into sums: CPUCacheWorkspace.Sums, seat: Int) {

@@ -42,6 +42,10 @@ final class CPUCacheSequence: KVCacheSequence {
   func append(_ tokens: KVCacheTokens, count: Int, units: [Int32]) {
     largestKey = max(largestKey, largestNewKey)
     let end = count + tokens.count
+    guard store.method.isTiled else {
+      appendFloats(tokens, firstPosition: count, count..<end, units)
+      return
+    }
     var begin = count
     if begin < CPUFirstTile.length {
       own(&first)

@@ -139,56 +139,6 @@ final class CPUCacheStore: KVCacheStore {
   }
 }
 
-extension CPUUnitPlaces {
-  static func keyBytes(_ dimension: Int, _ method: CPUMethod, _ set: InstructionSet) -> Int {
-    Int(unsafe set.kernels.key_bytes(64, Int32(dimension), method.hasInt4Key))
-  }
-
-  static func valueBytes(_ dimension: Int, _ method: CPUMethod, _ set: InstructionSet) -> Int {
-    Int(unsafe set.kernels.value_bytes(64, Int32(dimension), method.hasInt4Value))
-  }
-
-  /// Of keys in 8 bits, which those in 4 bits begin as, or of floats.
-  init(keys dimension: Int, _ method: CPUMethod, _ set: InstructionSet) {
-    unsafe self.init(
-      codes: dimension,
-      byteCount: Int(unsafe set.kernels.key_bytes(64, Int32(dimension), false)),
-      pack: unsafe set.kernels.pack_keys
-    )
-  }
-
-  init(values dimension: Int, _ method: CPUMethod, _ set: InstructionSet) {
-    unsafe self.init(
-      codes: dimension,
-      byteCount: Int(unsafe set.kernels.value_bytes(64, Int32(dimension), false)),
-      pack: unsafe set.kernels.pack_values
-    )
-  }
-
-  private init(
-    codes dimension: Int,
-    byteCount: Int,
-    pack: @convention(c) (UnsafePointer<intfa_pack>?) -> Void
-  ) {
-    unsafe self.init(
-      dimension: dimension,
-      byteCount: byteCount,
-      size: 1,
-      pack: { numbers, unit in
-        unsafe numbers.withUnsafeBufferPointer { codes in
-          var arguments = unsafe intfa_pack()
-          unsafe arguments.codes = codes.baseAddress
-          unsafe arguments.end = 64
-          unsafe arguments.dimension = Int32(dimension)
-          unsafe arguments.target = unit
-          unsafe pack(&arguments)
-        }
-      },
-      decode: { $0 }
-    )
-  }
-}
-
 extension CPUCacheStore {
   func attend(_ call: KVCacheCall) throws(AttentionError) {
     guard call.query.shape.allSatisfy({ $0 > 0 }) else { return }

@@ -60,7 +60,7 @@ final class CPUCacheWorkspace: @unchecked Sendable {
     queryRows = memory.take(float * rows * layout.headDimension, parts: threads)
     rowShifts = memory.take(float * rows, parts: threads)
     scaledShifts = memory.take(float * rows, parts: threads)
-    scratch = memory.take(Int(intfa_scratch_bytes()), parts: threads)
+    scratch = memory.take(Int(INTFA_SCRATCH_BYTES), parts: threads)
     out = memory.take(float * rows * outStride, parts: 2 * threads)
     totals = memory.take(float * 2 * rows, parts: 2 * threads)
     partialOut = memory.take(float * partialRows * outStride, parts: partialCount)

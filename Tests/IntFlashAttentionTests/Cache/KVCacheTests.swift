@@ -4,7 +4,7 @@ import Testing
 
 /// A sequence gives the same whatever way it came into a cache.
 @Suite struct KVCacheTests {
-  static let precisions: [Precision] = [.int8, .int4, .int4KeyValue]
+  static let precisions: [Precision] = [.int8, .int4, .int4KeyValue, .bfloat16, .float32]
 
   /// One prefill of everything.
   private func whole(
@@ -62,12 +62,12 @@ import Testing
     }
   }
 
-  @Test(arguments: InstructionSet.supported)
-  func tokenByTokenGivesTheSameBits(_ set: InstructionSet) throws {
+  @Test(arguments: InstructionSet.supported, [Precision.int8, .bfloat16, .float32])
+  func tokenByTokenGivesTheSameBits(_ set: InstructionSet, _ precision: Precision) throws {
     let sequence = try CachedInputs(length: 333)
     let backend = CPUBackend(instructionSet: set)
-    let expected = try whole(sequence, .int8, on: backend)
-    let result = try chunked(sequence, .int8, ends: Array(1...333), on: backend)
+    let expected = try whole(sequence, precision, on: backend)
+    let result = try chunked(sequence, precision, ends: Array(1...333), on: backend)
     #expect(result.output == expected.output)
     #expect(result.logSumExp == expected.logSumExp)
   }
