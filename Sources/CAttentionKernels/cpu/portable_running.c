@@ -7,6 +7,7 @@
 //   out = a out + sum p_j v_j;  total = a total + sum 2^(s_j - m')      unrounded
 // Every sum runs over channels or keys in order, in float32; the paper's P.V is an integer product,
 // at most 128 * 127 * 127 = 2.1e6.
+#include "key_mask.h"
 #include "portable.h"
 
 typedef struct {

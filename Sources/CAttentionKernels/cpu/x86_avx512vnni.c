@@ -26,6 +26,7 @@
 
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
+#include "key_mask.h"
 #include "x86_avx512vnni.h"
 
 // What four rows need from their scores to their values.
@@ -222,6 +223,21 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, co
     }
 }
 
+// Logits of the keys of the tile with what the mask adds to them, and their row maxima.
+static __attribute__((noinline)) void add_mask(const intfa_attend_tiles *a, group *g, int32_t row,
+                                               const tile_operands *t, int32_t subs) {
+  for (int32_t i = 0; i < ROWS && row + i < a->rows; i++)
+    for (int32_t sub = 0; sub < subs; sub++) {
+      const int64_t first = t->begin + sub * KEYS;
+      const int32_t count = (int32_t)(t->end - first < KEYS ? t->end - first : KEYS);
+      float *logit = g->logit[sub][i];
+      mask_row(a->mask, row + i, first, count, logit);
+      __m512 top = _mm512_load_ps(logit);
+      for (int32_t j = 16; j < KEYS; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(logit + j));
+      _mm512_store_ps(g->top_lanes[sub][i], top);
+    }
+}
+
 // ---------------------------------------------------------------------------------- row sums, gains
 
 // Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them.
@@ -397,6 +413,7 @@ static inline extent extent_of(const intfa_attend_tiles *a, const tile_operands 
   const key_range first = visible_keys(&a->visible, row, t->begin, t->end);
   const key_range last = visible_keys(&a->visible, last_row, t->begin, t->end);
   if (first.begin >= last.end) return (extent){0};
+  if (a->mask && !mask_shows(a->mask, row, last_row + 1, first.begin, last.end)) return (extent){0};
   const int32_t keys = (int32_t)(last.end - t->begin), subs = (keys + KEYS - 1) / KEYS;
   return (extent){subs, (keys + 3) / 4,
                   last.begin == t->begin && first.end == t->begin + subs * KEYS};
@@ -426,7 +443,8 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
   score_sub_tile(D, false, a, s, t, row, seen, 0, g, earlier_seen.subs, earlier);
   if (last) score_sub_tile(D, true, a, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
   if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t, earlier_seen.subs);
-  if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0) {
+  if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0 &&
+      !a->mask) {
     if (last)
       values_beside_logits(2, a, s, t, earlier, earlier_row, g, row);
     else
@@ -436,6 +454,7 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
   }
   logits(s, g, last, s->scale + row);
   if (a->softcap > 0) cap_logits(a, s, g, row, t, seen.subs);
+  if (a->mask) add_mask(a, g, row, t, seen.subs);
   if (!seen.is_whole) mask_logits(a, g, row, t, seen.subs);
   choose_gain(a, g, row, seen.subs);
   if (earlier_seen.subs) values(a, t, earlier, earlier_row, earlier_seen.fours, 0);

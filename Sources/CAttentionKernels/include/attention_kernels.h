@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention_masks.h"
+
 #pragma GCC visibility push(hidden)
 
 enum {
@@ -99,10 +101,10 @@ typedef struct {
 // ---------------------------------------------------------------------------------- tile loop
 
 // Keys that the rows of a query block see: with i = r / rows_per_step, row r sees
-// [first + i * step, end + i * step), clipped. Rows of several query heads that share keys and values
-// come side by side, token by token.
+// [first + i * step, end + i * step), clipped, and every row at least up to least_end. Rows of several
+// query heads that share keys and values come side by side, token by token.
 typedef struct {
-  int64_t first, end, step;
+  int64_t first, end, step, least_end;
   int32_t rows_per_step;  // at least 1
 } intfa_visible;
 
@@ -114,6 +116,7 @@ typedef struct {
   int64_t key_begin, key_end;  // key_begin is a tile boundary
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
+  const intfa_key_mask *mask;  // or NULL
   // Where keys lie: tokens 64 * u ... 64 * u + 63 are the units[u]th of `key`, `value` and every array
   // over keys; NULL where they lie in order.
   const int32_t *units;
@@ -148,6 +151,7 @@ typedef struct {
   int64_t key_begin, key_end;
   int32_t first_tile, tile;
   intfa_visible visible;
+  const intfa_key_mask *mask;  // or NULL
   intfa_score_kind score;
   intfa_probability probability;
   const int8_t *query_codes;   // INTFA_SCORE_INT8: [rows][D]

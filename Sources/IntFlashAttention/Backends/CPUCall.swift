@@ -18,6 +18,8 @@ final class CPUCall: @unchecked Sendable {
   let kernels: intfa_cpu_kernels
   let shape: AttentionShape
   let recipe: QuantizationRecipe
+  /// Which keys the mask of the call hides from whole query blocks; nil without a mask.
+  let maskUnits: CPUMaskUnits?
 
   init(
     kernel: CPUKernel,
@@ -32,6 +34,13 @@ final class CPUCall: @unchecked Sendable {
     self.team = team
     shape = kernel.descriptor.shape
     recipe = kernel.descriptor.recipe
+    maskUnits = operands.mask.map {
+      CPUMaskUnits(
+        $0,
+        queryBlockCount: kernel.queryBlockCount,
+        keyValueLength: kernel.descriptor.shape.keyValueLength
+      )
+    }
     unsafe kernels = kernel.instructionSet.kernels
   }
 
