@@ -65,14 +65,7 @@ final class CPUCall: @unchecked Sendable {
 
   /// Rows of one head of an operand; heads are numbered batch-major.
   func rows(_ operand: AttentionOperands.Operand, head: Int) -> intfa_rows {
-    let (batch, index) = head.quotientAndRemainder(dividingBy: operand.shape[1])
-    let offset = batch * operand.strides[0] + index * operand.strides[1]
-    let bytes = operand.elementType.bitWidth / 8
-    return unsafe intfa_rows(
-      base: UnsafeRawPointer(operand.base + offset * bytes),
-      stride: Int64(operand.strides[2]),
-      format: operand.elementType.kernelFormat
-    )
+    unsafe operand.rows(head: head)
   }
 
   func forEachItem(_ count: Int, _ body: (_ item: Int, _ seat: Int) -> Void) {
