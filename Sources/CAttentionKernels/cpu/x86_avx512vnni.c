@@ -65,6 +65,11 @@ typedef struct {
   const uint8_t *key[SUBS];
   const int8_t *value[SUBS];
   int64_t place[SUBS];
+  // Stored sub-tiles of the next tile, fetched into the second-level cache piece by piece.
+  int32_t next_subs;
+  const char *next_key[SUBS], *next_value[SUBS];
+  int32_t key_unit, value_unit;  // bytes of a stored sub-tile
+  int32_t key_piece, value_piece;  // bytes of it that are fetched beside one group
 } tile_operands;
 
 // Keeps the order of the multiplies and of the work between them as written, at no instruction.
@@ -240,31 +245,39 @@ static __attribute__((noinline)) void add_mask(const intfa_attend_tiles *a, grou
 
 // ---------------------------------------------------------------------------------- row sums, gains
 
-// Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them.
+// 255 * 2^(-i / 64), rounded to float32, for i = steps mod 64: two tables of 32 and bit 5.
+INLINE __m512 real_power_of_two(__m512i steps) {
+  const float *t = real_power_table;
+  const __m512 low = _mm512_permutex2var_ps(_mm512_loadu_ps(t), steps, _mm512_loadu_ps(t + 16));
+  const __m512 high = _mm512_permutex2var_ps(_mm512_loadu_ps(t + 32), steps, _mm512_loadu_ps(t + 48));
+  const __mmask16 upper = _mm512_test_epi32_mask(steps, _mm512_set1_epi32(32));
+  const __m512i exponent = _mm512_sub_epi32(_mm512_set1_epi32(127), _mm512_srli_epi32(steps, 6));
+  return _mm512_mul_ps(_mm512_mask_blend_ps(upper, low, high),
+                       _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+}
+
+// Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them: P as it was
+// rounded, or before. The weights of hidden keys are 0, and their n may be anything.
 static __attribute__((noinline)) __m128 real_row_sums(const intfa_attend_tiles *a, const group *g,
                                                       const tile_operands *t, int32_t subs) {
   _Alignas(16) float sums[ROWS];
   const __m512 none = _mm512_set1_ps(-__builtin_inff());
   for (int32_t i = 0; i < ROWS; i++) {
-    __m512 lanes = _mm512_setzero_ps(), top = _mm512_set1_ps(g->top[i]);
-    for (int32_t j = 0; j < subs * KEYS; j += 16) {
-      __m512 logit = _mm512_load_ps(g->logit[j / KEYS][i] + j % KEYS);
-      __m512 distance = _mm512_min_ps(_mm512_sub_ps(top, logit), _mm512_set1_ps(2047.0f));
-      __m512i steps = _mm512_cvtps_epi32(distance);
-      __m512i index = _mm512_and_si512(steps, _mm512_set1_epi32(63)), shift = _mm512_srli_epi32(steps, 6);
-      __m512 p;
-      if (a->sums_codes) {
-        __m512i power = _mm512_and_si512(_mm512_i32gather_epi32(index, power_table, 2),
-                                         _mm512_set1_epi32(0xFFFF));
-        power = _mm512_add_epi32(_mm512_srlv_epi32(power, shift), _mm512_set1_epi32(128));
-        p = _mm512_cvtepi32_ps(_mm512_srli_epi32(power, 8));
-      } else {
-        __m512i exponent = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(127), shift), 23);
-        p = _mm512_mul_ps(_mm512_i32gather_ps(index, real_power_table, 4), _mm512_castsi512_ps(exponent));
+    __m512 lanes = _mm512_setzero_ps();
+    const __m512 top = _mm512_set1_ps(g->top[i]);
+    for (int32_t sub = 0; sub < subs; sub++) {
+      _Alignas(64) uint8_t codes[KEYS];
+      _mm512_store_si512(codes, _mm512_permutexvar_epi32(dword_order(), _mm512_load_si512(g->p[sub][i])));
+      UNROLL for (int32_t j = 0; j < 4; j++) {
+        const __m512 logit = _mm512_load_ps(g->logit[sub][i] + 16 * j);
+        const __mmask16 seen = _mm512_cmp_ps_mask(logit, none, _CMP_NEQ_OQ);
+        __m512 p = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128((__m128i *)codes + j)));
+        if (!a->sums_codes)
+          p = real_power_of_two(_mm512_cvtps_epi32(
+              _mm512_min_ps(_mm512_sub_ps(top, logit), _mm512_set1_ps(2047.0f))));
+        const __m512 n = _mm512_maskz_loadu_ps(seen, a->real_weight + t->place[sub] + 16 * j);
+        lanes = _mm512_mask_add_ps(lanes, seen, lanes, _mm512_mul_ps(p, n));
       }
-      __mmask16 seen = _mm512_cmp_ps_mask(logit, none, _CMP_NEQ_OQ);
-      __m512 n = _mm512_maskz_loadu_ps(seen, a->real_weight + t->place[j / KEYS] + j % KEYS);
-      lanes = _mm512_mask_add_ps(lanes, seen, lanes, _mm512_mul_ps(p, n));
     }
     sums[i] = sum_of_lanes(lanes);
   }
@@ -463,13 +476,10 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
 // The INT8 codes of a tile, where they lie or unpacked, and a copy of its scales, biases and weights:
 // what every row reads stands at fixed places.
 static void find_tile(const intfa_attend_tiles *a, state *s, tile_operands *t) {
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const int64_t key_unit = a->int4_key ? int4_key_unit_bytes(t->stride) : KEYS * t->stride;
-  const int64_t value_unit = a->int4_value ? int4_value_unit_bytes(t->width) : KEYS * t->width;
   for (int32_t sub = 0; t->begin + sub * KEYS < t->end; sub++) {
     const int64_t place = unit_place(a->units, t->begin + sub * KEYS);
-    const uint8_t *key = (const uint8_t *)a->key + place / KEYS * key_unit;
-    const uint8_t *value = (const uint8_t *)a->value + place / KEYS * value_unit;
+    const uint8_t *key = (const uint8_t *)a->key + place / KEYS * t->key_unit;
+    const uint8_t *value = (const uint8_t *)a->value + place / KEYS * t->value_unit;
     t->place[sub] = place;
     t->key[sub] = key;
     t->value[sub] = (const int8_t *)value;
@@ -485,7 +495,24 @@ static void find_tile(const intfa_attend_tiles *a, state *s, tile_operands *t) {
     memcpy(s->bias + sub * KEYS, a->bias + place, sizeof(float) * KEYS);
     if (a->weight)
       _mm512_store_si512(s->weight + sub * KEYS,
-                         _mm512_permutexvar_epi32(order, _mm512_loadu_si512(a->weight + place)));
+                         _mm512_permutexvar_epi32(dword_order(), _mm512_loadu_si512(a->weight + place)));
+  }
+  t->next_subs = 0;
+  for (int64_t key = t->end; key < t->end + SUBS * KEYS && key < a->key_end; key += KEYS) {
+    const int64_t unit = unit_place(a->units, key) / KEYS;
+    t->next_key[t->next_subs] = (const char *)a->key + unit * t->key_unit;
+    t->next_value[t->next_subs++] = (const char *)a->value + unit * t->value_unit;
+  }
+}
+
+// The piece of the next tile that falls to the group at `row`.
+INLINE void fetch_ahead(const tile_operands *t, int32_t row) {
+  const int32_t key = row / ROWS * t->key_piece, value = row / ROWS * t->value_piece;
+  for (int32_t sub = 0; sub < t->next_subs; sub++) {
+    for (int32_t i = key; i < key + t->key_piece && i < t->key_unit; i += 64)
+      _mm_prefetch(t->next_key[sub] + i, _MM_HINT_T1);
+    for (int32_t i = value; i < value + t->value_piece && i < t->value_unit; i += 64)
+      _mm_prefetch(t->next_value[sub] + i, _MM_HINT_T1);
   }
 }
 
@@ -498,6 +525,7 @@ INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s,
   for (int32_t row = 0; row < a->rows; row += ROWS) {
     const extent seen = extent_of(a, t, row);
     if (!seen.subs) continue;
+    fetch_ahead(t, row);
     attend_group(D, a, s, t, row, seen, g, earlier_row, earlier_seen, earlier);
     group *swap = g;
     g = earlier, earlier = swap, earlier_row = row, earlier_seen = seen;
@@ -545,6 +573,11 @@ INLINE void attend(const int32_t D, const intfa_attend_tiles *a) {
   state *s = a->scratch;
   tile_operands t = {.stride = D ? D : (int32_t)padded(a->head_dimension, 4),
                      .width = (int32_t)padded(a->value_dimension, 64)};
+  t.key_unit = a->int4_key ? int4_key_unit_bytes(t.stride) : KEYS * t.stride;
+  t.value_unit = a->int4_value ? int4_value_unit_bytes(t.width) : KEYS * t.width;
+  const int32_t groups = (a->rows + ROWS - 1) / ROWS;
+  t.key_piece = (int32_t)padded((t.key_unit + groups - 1) / groups, 64);
+  t.value_piece = (int32_t)padded((t.value_unit + groups - 1) / groups, 64);
   prepare(a, s, t.stride);
   for (t.begin = a->key_begin; t.begin < a->key_end; t.begin = t.end) {
     t.end = tile_end(t.begin, a->key_end, a->first_tile, a->tile);
