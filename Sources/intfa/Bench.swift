@@ -12,7 +12,8 @@ struct Bench: ParsableCommand {
       the keys with a common offset, and an attention sink at token 0.
 
       gops is 4·B·Hq·Nq·Nk·D / seconds / 10⁹, halved when causal; where queries and keys differ in \
-      number, and with a window, it counts the pairs that the mask leaves. relativeL1 and cosine \
+      number, and with a window or prefix, it counts the pairs that these leave; what --mask hides \
+      counts. relativeL1 and cosine \
       are against float64 attention on the last query rows of every head, \(Self.referenceRows) \
       rows in all or one per head. peakGops is what the instruction that the tile loop is made of \
       reaches on as many cores, measured beside the times; null where the instruction set has none \
@@ -44,6 +45,7 @@ struct Bench: ParsableCommand {
 
   @OptionGroup(title: "Formula") var mask: MaskOptions
   @OptionGroup(title: "Formula") var math: MathOptions
+  @OptionGroup(title: "Formula") var added: AdditionOptions
   @OptionGroup(title: "Backend") var backend: BackendOptions
   @OptionGroup(title: "Output") var seed: SeedOptions
   @OptionGroup(title: "Output") var output: OutputOptions
@@ -101,8 +103,9 @@ struct Bench: ParsableCommand {
       elementType: inputType.elementType
     )
     let heads = shape.batchCount * shape.queryHeadCount
+    let additions = try added.additions(queryHeadCount: shape.queryHeadCount)
     let rows = min(max(Self.referenceRows / heads, 1), shape.queryLength)
-    let exact = try operands.exact(lastRows: rows, plans[0].descriptor.options)
+    let exact = try operands.exact(lastRows: rows, plans[0].descriptor.options, additions)
     var result = try Tensor(.float32, shape: shape.outputShape)
     var errors: [AccuracyReport] = []
     var peaks: [Double?] = []
@@ -110,12 +113,12 @@ struct Bench: ParsableCommand {
       plans.count,
       budget: repeatSeconds,
       warmUp: { index in
-        try operands.run(plans[index], into: result.mutableView)
+        try operands.run(plans[index], additions, into: result.mutableView)
         let part = shape.lastRows(rows, of: result.copyFloats())
         errors.append(AccuracyReport(part, against: exact))
         peaks.append(plans[index].measurePeak())
       },
-      run: { index in try operands.run(plans[index], into: result.mutableView) }
+      run: { index in try operands.run(plans[index], additions, into: result.mutableView) }
     )
     for (index, precision) in precisions.values.enumerated() {
       // Once before and once after what it is compared with: the clock moves.

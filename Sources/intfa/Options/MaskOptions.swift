@@ -50,15 +50,13 @@ struct MaskOptions: ParsableArguments {
     if let prefix, prefix < 0 {
       throw ValidationError("--prefix is \(prefix); it must be at least 0")
     }
-    let given = [
-      causal.map { $0 ? "--causal" : "--no-causal" }, window.map { _ in "--window" },
-      // A prefix is causal, so that both may be said.
-      causal == true ? nil : prefix.map { _ in "--prefix" },
-    ].compactMap(\.self)
-    let windowed = window != nil && prefix != nil ? ["--window", "--prefix"] : given
-    if windowed.count > 1 {
+    // A prefix is causal, so that both may be said.
+    let causalFlag = causal == false ? "--no-causal" : causal == true && prefix == nil ? "--causal" : nil
+    let given = [causalFlag, window.map { _ in "--window" }, prefix.map { _ in "--prefix" }]
+      .compactMap(\.self)
+    if given.count > 1 {
       throw ValidationError(
-        "\(windowed.joined(separator: " and ")) contradict each other: a mask is one of full, causal, "
+        "\(given.joined(separator: " and ")) contradict each other: a mask is one of full, causal, "
           + "causal with a prefix, and a window"
       )
     }
