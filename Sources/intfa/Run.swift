@@ -102,7 +102,7 @@ struct Run: ParsableCommand {
     if let used = stored.used(math, mask) { out.note("\(input): \(used), from its metadata") }
     let names = added.stored(file.file)
     if !names.isEmpty {
-      out.note("\(input): its tensor\(names.count == 1 ? "" : "s") \(names.joined(separator: ", "))")
+      out.note("\(input): \(names.joined(separator: " and ")) among its tensors are used")
     }
     let operands = try file.operands(layout)
     let shape = try blaming(input) { try operands.shape() }

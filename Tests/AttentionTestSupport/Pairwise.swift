@@ -3,6 +3,7 @@ public enum Pairwise {
   /// Rows of one value index per parameter, few and always the same.
   ///
   /// - Parameter counts: how many values each parameter has.
+  /// - Returns: the rows.
   public static func rows(_ counts: [Int]) -> [[Int]] {
     var missing = Set<[Int]>()
     for a in counts.indices {

@@ -8,22 +8,22 @@ extension CPUCall {
     guard let mask = operands.mask, let units = maskUnits else { return }
     forEachItem(units.itemCount) { item, _ in
       let (head, block) = item.quotientAndRemainder(dividingBy: units.blockCount)
-        let rows = surveyedRows(block, of: mask)
-        let offset = mask.broadcastOffset(
-          batch: head / mask.shape[1],
-          head: head % mask.shape[1],
-          row: rows.lowerBound
-        )
-        var survey = unsafe intfa_mask_survey()
-        unsafe survey.elements = UnsafeRawPointer(mask.base + offset * mask.elementType.bitWidth / 8)
-        unsafe survey.row_stride = Int64(mask.strides[2])
-        unsafe survey.key_stride = Int64(mask.shape[3] == 1 ? 0 : mask.strides[3])
-        unsafe survey.element = mask.elementType.maskElement
-        unsafe survey.rows = Int64(rows.count)
-        unsafe survey.keys = Int64(shape.keyValueLength)
-        unsafe survey.shown = units.shown(item)
-        unsafe intfa_survey_mask(&survey)
-        unsafe units.firstBad[item] = survey.first_bad
+      let rows = surveyedRows(block, of: mask)
+      let offset = mask.broadcastOffset(
+        batch: head / mask.shape[1],
+        head: head % mask.shape[1],
+        row: rows.lowerBound
+      )
+      var survey = unsafe intfa_mask_survey()
+      unsafe survey.elements = UnsafeRawPointer(mask.base + offset * mask.elementType.bitWidth / 8)
+      unsafe survey.row_stride = Int64(mask.strides[2])
+      unsafe survey.key_stride = Int64(mask.shape[3] == 1 ? 0 : mask.strides[3])
+      unsafe survey.element = mask.elementType.maskElement
+      unsafe survey.rows = Int64(rows.count)
+      unsafe survey.keys = Int64(shape.keyValueLength)
+      unsafe survey.shown = units.shown(item)
+      unsafe intfa_survey_mask(&survey)
+      unsafe units.firstBad[item] = survey.first_bad
     }
     for item in 0..<units.itemCount where unsafe units.firstBad[item] >= 0 {
       let (head, block) = item.quotientAndRemainder(dividingBy: units.blockCount)
@@ -109,7 +109,9 @@ extension CPUCall {
     let table = kernel.blockTable
     guard maskUnits != nil || table != nil else { return body(keys) }
     let rows = kernel.tileSizes.queryRows(ofBlock: block, queryLength: shape.queryLength)
-    let shown = unsafe maskUnits.map { unsafe $0.shown(head: head, block: block, operands.mask, shape) }
+    let shown = unsafe maskUnits.map {
+      unsafe $0.shown(head: head, block: block, operands.mask, shape)
+    }
     var (begin, start) = (keys.lowerBound, Int?.none)
     while begin < keys.upperBound {
       let end = min(begin == 0 ? recipe.firstTileLength : begin + tileLength, keys.upperBound)

@@ -8,7 +8,7 @@ import Darwin
 
 /// What the operands beside query, key and value do to the logits of one query head.
 struct ReferenceMask: Sendable {
-  /// Elements of the mask, [rows or 1][keys or 1]; nil for none. False is −∞.
+  /// Elements of the mask, [rows or 1][keys or 1], false as −∞; nil for none.
   private let elements: [Double]?
   private let rowStride: Int
   private let keyStride: Int

@@ -12,6 +12,7 @@ public enum Alibi {
   /// otherwise those of the next smaller power of two, then every second one of the next larger.
   ///
   /// - Parameter headCount: query heads, at least 1.
+  /// - Returns: [headCount], all positive.
   public static func slopes(headCount: Int) -> [Float] {
     precondition(headCount >= 1, "headCount is at least 1")
     var power = 1

@@ -37,7 +37,12 @@ enum LogitOperands {
   ///
   /// - Parameters:
   ///   - view: [Hq], or [B, Hq].
+  ///   - name: of the argument.
+  ///   - shape: of the call.
   ///   - takesMinusInfinity: whether −∞ is legal.
+  /// - Returns: head after head, batch after batch.
+  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`,
+  ///   `.nonFiniteInput` or `.valueOutOfRange`.
   static func perHead(
     _ view: borrowing TensorView,
     _ name: String,

@@ -1,5 +1,3 @@
-internal import CAttentionKernels
-
 /// Adds a part of attention to what was merged so far: the same queries over other keys.
 ///
 /// Softmax over all keys is the mean of the softmaxes over parts of them, weighted by their
@@ -59,24 +57,12 @@ public func mergeAttention(
   try OverlapCheck.requireDisjoint(sums, "logSumExp", part, "part")
   try OverlapCheck.requireDisjoint(sums, "logSumExp", partLogSumExp, "part's logSumExp")
 
-  let from = AttentionOperands.Operand(part)
-  let fromSums = AttentionOperands.Operand(partLogSumExp)
-  let into = AttentionOperands.Operand(target)
-  let intoSums = AttentionOperands.Operand(sums)
-  ThreadPool.shared.run(itemCount: shape[0] * shape[1]) { head, _ in
-    var arguments = unsafe intfa_merge_parts()
-    unsafe arguments.rows = Int64(shape[2])
-    unsafe arguments.dimension = Int32(shape[3])
-    unsafe arguments.part = from.rows(head: head)
-    unsafe arguments.part_log_sum_exp = UnsafePointer(fromSums.floats(head: head))
-    unsafe arguments.part_stride = Int64(fromSums.strides[2])
-    unsafe arguments.target = UnsafeMutableRawPointer(mutating: into.rows(head: head).base)
-    unsafe arguments.target_stride = Int64(into.strides[2])
-    unsafe arguments.target_format = into.elementType.kernelFormat
-    unsafe arguments.log_sum_exp = intoSums.floats(head: head)
-    unsafe arguments.log_sum_exp_stride = Int64(intoSums.strides[2])
-    unsafe intfa_add_part(&arguments)
-  }
+  CPUMerge.add(
+    part: AttentionOperands.Operand(part),
+    logSumExp: AttentionOperands.Operand(partLogSumExp),
+    to: AttentionOperands.Operand(target),
+    AttentionOperands.Operand(sums)
+  )
 }
 
 /// The rules for what is merged.
@@ -128,26 +114,5 @@ private enum MergeCheck {
           + "must be finite or −∞"
       )
     }
-  }
-}
-
-extension AttentionOperands.Operand {
-  private func offset(head: Int) -> Int {
-    let (batch, index) = head.quotientAndRemainder(dividingBy: shape[1])
-    return batch * strides[0] + index * strides[1]
-  }
-
-  /// Rows of one head, numbered batch-major.
-  func rows(head: Int) -> intfa_rows {
-    unsafe intfa_rows(
-      base: UnsafeRawPointer(base + offset(head: head) * elementType.bitWidth / 8),
-      stride: Int64(strides[2]),
-      format: elementType.kernelFormat
-    )
-  }
-
-  /// Where the float32 elements of one head begin.
-  fileprivate func floats(head: Int) -> UnsafeMutablePointer<Float> {
-    unsafe base.assumingMemoryBound(to: Float.self) + offset(head: head)
   }
 }

@@ -48,7 +48,10 @@ public struct VisibleBlocks: Hashable, Sendable {
         )
       }
       for (a, b) in zip(blocks, blocks.dropFirst()) where a == b {
-        throw AttentionError(.invalidArgument, "blocks: query block \(row) names key block \(a) twice")
+        throw AttentionError(
+          .invalidArgument,
+          "blocks: query block \(row) names key block \(a) twice"
+        )
       }
     }
     self.queryBlockLength = queryBlockLength

@@ -45,8 +45,9 @@ struct Additions: ~Copyable {
     var (shape, elements) = (mask.shape, mask.view.copyFloats())
     if shape.count > 1, shape[shape.count - 2] == queryLength {
       let keys = shape[shape.count - 1]
-      elements = stride(from: 0, to: elements.count, by: max(queryLength * keys, 1)).flatMap { head in
-        elements[(head + (queryLength - rows) * keys)..<(head + queryLength * keys)]
+      let head = queryLength * keys
+      elements = stride(from: 0, to: elements.count, by: max(head, 1)).flatMap { start in
+        elements[(start + head - rows * keys)..<(start + head)]
       }
       shape[shape.count - 2] = rows
     }

@@ -28,6 +28,7 @@ struct AdditionOptions: ParsableArguments {
   /// Everything that is asked for.
   ///
   /// - Parameter queryHeadCount: for the slopes.
+  /// - Returns: what there is.
   /// - Throws: `TensorFileError` or `AttentionError`.
   func additions(queryHeadCount: Int) throws -> Additions {
     try Additions(
@@ -37,8 +38,7 @@ struct AdditionOptions: ParsableArguments {
     )
   }
 
-  /// As ``additions(queryHeadCount:)``, with the tensors `mask` and `sink` of the input unless an option
-  /// says otherwise.
+  /// The same, with the tensors `mask` and `sink` of the input unless an option says otherwise.
   func additions(queryHeadCount: Int, input: borrowing SafetensorsFile) throws -> Additions {
     let names = stored(input)
     return try Additions(

@@ -51,7 +51,8 @@ struct MaskOptions: ParsableArguments {
       throw ValidationError("--prefix is \(prefix); it must be at least 0")
     }
     // A prefix is causal, so that both may be said.
-    let causalFlag = causal == false ? "--no-causal" : causal == true && prefix == nil ? "--causal" : nil
+    let isPlainCausal = causal == true && prefix == nil
+    let causalFlag = isPlainCausal ? "--causal" : causal == false ? "--no-causal" : nil
     let given = [causalFlag, window.map { _ in "--window" }, prefix.map { _ in "--prefix" }]
       .compactMap(\.self)
     if given.count > 1 {

@@ -92,7 +92,8 @@ import Testing
         additions.mask = draw([q, k])
         for index in 0..<q * k where index / k % 3 == 1 {
           // The first is what programs write that have no infinity.
-          additions.mask?.elements[index] = index / k % 2 == 0 ? -.greatestFiniteMagnitude : -.infinity
+          additions.mask?.elements[index] =
+            index / k % 2 == 0 ? -.greatestFiniteMagnitude : -.infinity
         }
       case .hiddenTiles:
         additions.mask = draw([h, q, k])
