@@ -45,6 +45,30 @@ static const intfa_cpu_kernels portable = {
 static const intfa_cpu_kernels avx512vnni = AVX512VNNI_KERNELS(intfa_attend_running__avx512vnni);
 static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend_running__avx512bf16);
 
+// Both 256-bit sets: they differ in the products of 8-bit codes only.
+#define AVX2_KERNELS(set)                                  \
+  {                                                        \
+      .name = #set,                                        \
+      .survey = intfa_survey__portable,                    \
+      .rotated_maxima = intfa_rotated_maxima__portable,    \
+      .quantize = intfa_quantize__portable,                \
+      .key_bytes = intfa_key_bytes__avx2,                  \
+      .value_bytes = intfa_value_bytes__avx2,              \
+      .pack_keys = intfa_pack_keys__avx2,                  \
+      .pack_values = intfa_pack_values__##set,             \
+      .attend_tiles = intfa_attend_tiles__##set,           \
+      .attend_running = intfa_attend_running__portable,    \
+      .merge = intfa_merge__portable,                      \
+      .finish = intfa_finish__portable,                    \
+      .peak = intfa_peak__##set,                           \
+  }
+static const intfa_cpu_kernels avx2 = AVX2_KERNELS(avx2);
+static const intfa_cpu_kernels avxvnni = AVX2_KERNELS(avxvnni);
+
+static bool has_avx2(void) {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
 static bool has_avx512vnni(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -56,6 +80,9 @@ const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa) {
   switch (isa) {
     case INTFA_PORTABLE: return &portable;
 #if defined(__x86_64__)
+    case INTFA_AVX2: return has_avx2() ? &avx2 : NULL;
+    case INTFA_AVX_VNNI:
+      return has_avx2() && __builtin_cpu_supports("avxvnni") ? &avxvnni : NULL;
     case INTFA_AVX512_VNNI:
       if (!has_avx512vnni()) return NULL;
       return __builtin_cpu_supports("avx512bf16") ? &avx512vnni_bf16 : &avx512vnni;

@@ -17,4 +17,14 @@ void intfa_pack_values__avx512vnni(const intfa_pack *);
 void intfa_attend_tiles__avx512vnni(const intfa_attend_tiles *);
 int64_t intfa_peak__avx512vnni(intfa_peak_kind, int64_t rounds);
 
+int64_t intfa_key_bytes__avx2(int64_t tokens, int32_t dimension, bool int4);
+int64_t intfa_value_bytes__avx2(int64_t tokens, int32_t dimension, bool int4);
+void intfa_pack_keys__avx2(const intfa_pack *);
+void intfa_pack_values__avx2(const intfa_pack *);
+void intfa_attend_tiles__avx2(const intfa_attend_tiles *);
+int64_t intfa_peak__avx2(intfa_peak_kind, int64_t rounds);
+void intfa_pack_values__avxvnni(const intfa_pack *);
+void intfa_attend_tiles__avxvnni(const intfa_attend_tiles *);
+int64_t intfa_peak__avxvnni(intfa_peak_kind, int64_t rounds);
+
 #pragma GCC visibility pop

@@ -117,7 +117,8 @@ void intfa_attend_running__portable(const intfa_attend_running *a) {
   }
 }
 
-int64_t intfa_scratch_bytes(void) { return (int64_t)sizeof(float_tile); }
+_Static_assert(sizeof(float_tile) <= INTFA_SCRATCH_BYTES, "fits the scratch memory of a call");
+int64_t intfa_scratch_bytes(void) { return INTFA_SCRATCH_BYTES; }
 
 static void store(void *target, int64_t i, float x, intfa_format format) {
   switch (format) {

@@ -23,7 +23,8 @@ enum {
   INTFA_PACK_UNIT = 64,    // tokens that are packed together
   INTFA_OUT_UNIT = 64,     // floats that rows of `out` are padded to
   INTFA_ROW_UNIT = 4,      // rows that buffers of rows are padded to
-  INTFA_SUM_BLOCK = 256    // rows that are summed one after the other before block sums are added
+  INTFA_SUM_BLOCK = 256,   // rows that are summed one after the other before block sums are added
+  INTFA_SCRATCH_BYTES = 320 * 1024  // what attend_tiles and attend_running of any set need
 };
 
 // Storage of float rows, and the format that a value is rounded to before it is used.

@@ -32,6 +32,8 @@ import Testing
     let isa =
       switch set {
       case .portable: INTFA_PORTABLE
+      case .avx2: INTFA_AVX2
+      case .avxVNNI: INTFA_AVX_VNNI
       case .avx512VNNI: INTFA_AVX512_VNNI
       }
     return unsafe try #require(unsafe intfa_cpu_kernels_for(isa)).pointee

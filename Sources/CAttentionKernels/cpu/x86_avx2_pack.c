@@ -1,0 +1,113 @@
+// Storage of quantised keys and values for the 256-bit tile loops, with and without vpdpbusd.
+//
+// Keys: per 16 tokens [D / 4][16 tokens][4 channels], code + 128. Values: per 64 tokens
+// [Dv / 16][16][16 channels][4 tokens]; n_j: per 16 tokens the quads 0, 2, 1, 3, as narrowing leaves
+// the weights. D is padded to 4 channels, Dv to 16, tokens to 64, all with zeros. Four-bit operands
+// are stored as the INT8 codes that they stand for: one call reads each tile once per 256 rows, and
+// unpacking would cost more than the bytes.
+#if defined(__x86_64__)
+#include "kernels.h"
+
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#include "x86_avx2.h"
+
+int64_t intfa_key_bytes__avx2(int64_t tokens, int32_t dimension, bool int4) {
+  (void)int4;
+  return padded(tokens, INTFA_PACK_UNIT) * padded(dimension, 4);
+}
+int64_t intfa_value_bytes__avx2(int64_t tokens, int32_t dimension, bool int4) {
+  (void)int4;
+  return padded(tokens, INTFA_PACK_UNIT) * padded(dimension, KEYS);
+}
+
+// Sixty-four tokens, padded with zeros to whole registers.
+typedef struct {
+  _Alignas(32) int8_t codes[INTFA_PACK_UNIT][INTFA_MAX_DIMENSION];
+  int8_t regrouped[INTFA_KEY_GROUP * INTFA_MAX_DIMENSION];
+} token_block;
+
+static int32_t tokens_from(const intfa_pack *a, int64_t first) {
+  return a->end - first < INTFA_PACK_UNIT ? (int32_t)(a->end - first) : INTFA_PACK_UNIT;
+}
+
+static void load_block(const intfa_pack *a, int64_t first, bool keys, token_block *b) {
+  const int32_t d = a->dimension, count = tokens_from(a, first);
+  const int8_t *codes = a->codes + (first - a->begin) * d;
+  memset(b->codes, 0, sizeof b->codes);
+  for (int32_t t = 0; t < count; t += INTFA_KEY_GROUP) {
+    const int32_t group = count - t < INTFA_KEY_GROUP ? count - t : INTFA_KEY_GROUP;
+    const int8_t *source = codes + t * d;
+    if (a->int4) {
+      memcpy(b->regrouped, source, (size_t)(group * d));
+      if (keys)
+        intfa_regroup_keys(b->regrouped, group, d);
+      else
+        for (int32_t i = 0; i < group; i++) intfa_regroup_values(b->regrouped + i * d, d);
+      source = b->regrouped;
+    }
+    for (int32_t i = 0; i < group; i++) memcpy(b->codes[t + i], source + i * d, (size_t)d);
+  }
+}
+
+void intfa_pack_keys__avx2(const intfa_pack *a) {
+  const int32_t d = a->dimension, stride = (int32_t)padded(d, 4);
+  const __m256 flip = _mm256_castsi256_ps(_mm256_set1_epi8(-128));
+  token_block block;
+  for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
+    load_block(a, first, true, &block);
+    uint8_t *target = (uint8_t *)a->target + first * stride;
+    for (int32_t token = 0; token < INTFA_PACK_UNIT; token += 8) {
+      uint8_t *sub = target + token / KEYS * KEYS * stride + token % KEYS * 4;
+      for (int32_t c = 0; c < d; c += 32) {
+        __m256 rows[8];
+        UNROLL for (int i = 0; i < 8; i++)
+          rows[i] = _mm256_xor_ps(_mm256_load_ps((const float *)(block.codes[token + i] + c)), flip);
+        transpose8(rows);
+        for (int32_t i = 0; i < 8 && c + 4 * i < d; i++)
+          _mm256_store_ps((float *)(sub + (c / 4 + i) * 4 * KEYS), rows[i]);
+      }
+    }
+  }
+}
+
+// Byte i of a quad is its token order[i].
+INLINE void pack_values(const int32_t order[4], const intfa_pack *a) {
+  const int32_t d = a->dimension, width = (int32_t)padded(d, KEYS);
+  token_block block;
+  for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
+    load_block(a, first, false, &block);
+    int8_t *target = (int8_t *)a->target + first * width;
+    for (int32_t c = 0; c < width; c += KEYS)
+      for (int32_t token = 0; token < INTFA_PACK_UNIT; token += 4, target += 4 * KEYS) {
+        __m128i row[4];
+        UNROLL for (int i = 0; i < 4; i++)
+          row[i] = _mm_load_si128((const __m128i *)(block.codes[token + order[i]] + c));
+        __m128i ab = _mm_unpacklo_epi8(row[0], row[1]), AB = _mm_unpackhi_epi8(row[0], row[1]);
+        __m128i cd = _mm_unpacklo_epi8(row[2], row[3]), CD = _mm_unpackhi_epi8(row[2], row[3]);
+        __m128i *to = (__m128i *)target;
+        _mm_store_si128(to, _mm_unpacklo_epi16(ab, cd));
+        _mm_store_si128(to + 1, _mm_unpackhi_epi16(ab, cd));
+        _mm_store_si128(to + 2, _mm_unpacklo_epi16(AB, CD));
+        _mm_store_si128(to + 3, _mm_unpackhi_epi16(AB, CD));
+      }
+    if (!a->weights) continue;
+    const int32_t count = tokens_from(a, first);
+    for (int32_t token = 0; token < INTFA_PACK_UNIT; token++) {
+      const int32_t quad = token / 4 % 4, place = quad == 1 ? 2 : quad == 2 ? 1 : quad;
+      a->target_weights[first + token / KEYS * KEYS + place * 4 + token % 4] =
+          token < count ? a->weights[first + token] : 0;
+    }
+  }
+}
+
+void intfa_pack_values__avxvnni(const intfa_pack *a) {
+  static const int32_t order[4] = {0, 1, 2, 3};
+  pack_values(order, a);
+}
+// The even and the odd bytes of a quad become two pairs of 16-bit numbers.
+void intfa_pack_values__avx2(const intfa_pack *a) {
+  static const int32_t order[4] = {0, 2, 1, 3};
+  pack_values(order, a);
+}
+#pragma clang attribute pop
+#endif
