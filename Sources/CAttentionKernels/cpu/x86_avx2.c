@@ -40,15 +40,17 @@ typedef struct {
 INLINE int32_t unit_place(int32_t row, int32_t pair) {
   return row * 8 + pair / 2 % 2 * 4 + pair / 4 * 2 + pair % 2;
 }
-INLINE __m256i narrowed(__m256i low, __m256i high) { return _mm256_packs_epi32(low, high); }
-INLINE void store_weights(__m256i even, __m256i odd, const int8_t *n, int32_t pair, weights *p,
-                          int32_t sum[ROWS][8]) {
-  __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)n));
-  __m256i *target = (__m256i *)p->bytes + 2 * pair, *sums = (__m256i *)sum[2 * pair];
-  _mm256_store_si256(target, even);
-  _mm256_store_si256(target + 1, odd);
-  _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), even, words));
-  _mm256_store_si256(sums + 1, multiply_add(_mm256_load_si256(sums + 1), odd, words));
+INLINE void store_row(__m256i words, const int8_t *n, int32_t row, weights *p, int32_t sum[ROWS][8]) {
+  __m256i *sums = (__m256i *)sum[row];
+  __m256i weights_of_keys = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)n));
+  _mm256_store_si256((__m256i *)p->bytes + row, words);
+  _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), words, weights_of_keys));
+}
+INLINE void store_even(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+  store_row(words, n, 2 * pair, p, sum);
+}
+INLINE void store_odd(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+  store_row(words, n, 2 * pair + 1, p, sum);
 }
 INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
   __m256i x[ROWS];

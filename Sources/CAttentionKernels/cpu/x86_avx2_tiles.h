@@ -3,7 +3,7 @@
 //   UNIT             codes in it: 4 of 8 bits, or 2 of 16
 //   multiply_add     sums + products of eight unsigned and eight signed units
 //   query_unit       one unit of a query row
-//   narrowed, unit_place, store_weights, row_sums    P of 6 rows x 16 keys, in units
+//   unit_place, store_even, store_odd, row_sums      P of 6 rows x 16 keys, in units
 //   tile_buffer, load_tile                           a tile's keys and values, in units
 //
 // Loop: key tile (64 or 128 keys) > 6 query rows. The exponentials of six rows are spread over the
@@ -28,11 +28,11 @@ typedef struct {
   _Alignas(64) float logit[SUBS][ROWS][KEYS];
   _Alignas(64) weights p[SUBS];
   _Alignas(32) float top[ROWS][LANES];    // maxima of the lanes
-  _Alignas(32) int32_t sum[ROWS][LANES];  // partial sums of p * n, as store_weights has them
+  _Alignas(32) int32_t sum[ROWS][LANES];  // partial sums of p * n, as store_odd leaves them
   _Alignas(32) float row_top[LANES], gain[LANES];
   int32_t index, rows;              // of the group; rows that exist
   int32_t first_sub, end_sub;       // sub-tiles of the tile that some row sees
-  int32_t next_portion, portions;   // exponentials of two rows and one sub-tile each
+  int32_t done, portions;           // exponentials of two rows and one sub-tile each
 } group;
 
 // Everything that a call keeps in its scratch memory.
@@ -66,18 +66,51 @@ INLINE __m256i powers(const float *logit, __m256 top) {
   return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(power), _mm256_permutevar8x32_ps(fine, steps)));
 }
 
-// Portions up to `end`.
-INLINE void exponentials(group *g, int32_t end, const int8_t *n) {
-  end = end < g->portions ? end : g->portions;
-  KEEP_LOOP for (; g->next_portion < end; g->next_portion++) {
-    const int32_t sub = g->first_sub + g->next_portion / PAIRS, pair = g->next_portion % PAIRS;
-    const float(*logit)[KEYS] = g->logit[sub] + 2 * pair;
-    __m256 top0 = _mm256_broadcast_ss(g->row_top + 2 * pair);
-    __m256 top1 = _mm256_broadcast_ss(g->row_top + 2 * pair + 1);
-    __m256i row0 = narrowed(powers(logit[0], top0), powers(logit[0] + 8, top0));
-    __m256i row1 = narrowed(powers(logit[1], top1), powers(logit[1] + 8, top1));
-    store_weights(row0, row1, n + sub * KEYS, pair, &g->p[sub], g->sum);
+// Keeps twelve sums in registers and everything on its side of this line. Else the compiler mixes
+// multiplies and exponentials by its own model, runs out of registers, and the sums live on the stack.
+#define PIN(acc)                                                                                     \
+  __asm__ volatile(""                                                                                \
+                   : "+x"(acc[0][0]), "+x"(acc[0][1]), "+x"(acc[1][0]), "+x"(acc[1][1]),             \
+                     "+x"(acc[2][0]), "+x"(acc[2][1]), "+x"(acc[3][0]), "+x"(acc[3][1]),             \
+                     "+x"(acc[4][0]), "+x"(acc[4][1]), "+x"(acc[5][0]), "+x"(acc[5][1])::"memory")
+
+// P of two rows and one sub-tile, the unit in which exponentials are spread over the multiplies.
+typedef struct {
+  const float (*logit)[KEYS];
+  const float *top;
+  const int8_t *n;
+  weights *p;
+  int32_t (*sum)[LANES];
+  int32_t pair;
+} portion;
+
+INLINE portion next_portion(group *g, const int8_t *n) {
+  const int32_t sub = g->first_sub + g->done / PAIRS, pair = g->done % PAIRS;
+  g->done++;
+  return (portion){g->logit[sub] + 2 * pair, g->row_top + 2 * pair, n + sub * KEYS, &g->p[sub], g->sum, pair};
+}
+INLINE __m256i row_powers(const portion *o, int32_t row) {
+  __m256 top = _mm256_broadcast_ss(o->top + row);
+  __m256i low = powers(o->logit[row], top);
+  __asm__ volatile("" : "+x"(low));  // one after the other: four registers are free
+  return _mm256_packs_epi32(low, powers(o->logit[row] + LANES, top));
+}
+INLINE void even_row(const portion *o) { store_even(row_powers(o, 0), o->n, o->pair, o->p, o->sum); }
+INLINE void odd_row(const portion *o) { store_odd(row_powers(o, 1), o->n, o->pair, o->p, o->sum); }
+
+// What the multiplies left.
+INLINE void rest_of_exponentials(group *g, const int8_t *n) {
+  KEEP_LOOP while (g->done < g->portions) {
+    portion o = next_portion(g, n);
+    even_row(&o);
+    odd_row(&o);
   }
+}
+
+// At most `count` of the portions that are left.
+INLINE int32_t portions_left(const group *g, int32_t count) {
+  const int32_t left = g ? g->portions - g->done : 0;
+  return count < left ? count : left;
 }
 
 // ---------------------------------------------------------------------------------- scores
@@ -92,19 +125,36 @@ typedef struct {
   const float *key_scale, *bias;
 } score_operands;
 
-INLINE void score(const score_operands *o, group *g, int32_t sub) {
-  __m256i acc[ROWS][2];
-  const int32_t *q = o->query;
-  const uint8_t *k = o->key;
-  UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_set1_epi32(o->start[i]);
-  KEEP_LOOP for (int32_t s = 0; s < o->steps; s++, k += STEP_BYTES, q += ROWS) {
-    __m256i k0 = _mm256_load_si256((const __m256i *)k), k1 = _mm256_load_si256((const __m256i *)k + 1);
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      __m256i unit = _mm256_set1_epi32(q[i]);
-      acc[i][0] = multiply_add(acc[i][0], k0, unit);
-      acc[i][1] = multiply_add(acc[i][1], k1, unit);
-    }
+enum { BURST = 4 };  // steps between two rows' exponentials
+
+INLINE void score_step(const score_operands *o, int32_t step, __m256i acc[ROWS][2]) {
+  const int32_t *q = o->query + step * ROWS;
+  const __m256i *k = (const __m256i *)(o->key + step * STEP_BYTES);
+  __m256i k0 = _mm256_load_si256(k), k1 = _mm256_load_si256(k + 1);
+  UNROLL for (int i = 0; i < ROWS; i++) {
+    __m256i unit = _mm256_set1_epi32(q[i]);
+    acc[i][0] = multiply_add(acc[i][0], k0, unit);
+    acc[i][1] = multiply_add(acc[i][1], k1, unit);
   }
+  PIN(acc);
+}
+
+// Logits of sub-tile `sub`, and up to `count` portions of the six rows before.
+INLINE void score(const score_operands *o, group *g, int32_t sub, group *earlier, int32_t count,
+                  const int8_t *n) {
+  __m256i acc[ROWS][2];
+  UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_set1_epi32(o->start[i]);
+  int32_t step = 0;
+  KEEP_LOOP for (; count > 0 && step + 2 * BURST <= o->steps; count--, step += 2 * BURST) {
+    portion e = next_portion(earlier, n);
+    UNROLL for (int i = 0; i < BURST; i++) score_step(o, step + i, acc);
+    even_row(&e);
+    PIN(acc);
+    UNROLL for (int i = 0; i < BURST; i++) score_step(o, step + BURST + i, acc);
+    odd_row(&e);
+    PIN(acc);
+  }
+  KEEP_LOOP for (; step < o->steps; step++) score_step(o, step, acc);
   UNROLL for (int i = 0; i < ROWS; i++) {
     __m256 scale = _mm256_broadcast_ss(o->query_scale + i), top = _mm256_load_ps(g->top[i]);
     UNROLL for (int j = 0; j < 2; j++) {
@@ -216,23 +266,44 @@ INLINE void choose_gain(const intfa_attend_tiles *a, state *s, group *g) {
 
 // ---------------------------------------------------------------------------------- values
 
-// out += gain * (p x values) of sixteen channels.
-INLINE void value_column(const group *g, const int8_t *value, int64_t block_bytes, float *const out[ROWS]) {
+// The values of one column of a tile.
+typedef struct {
+  const int8_t *value;   // [sub-tile / BLOCK] `block_bytes` apart, [BLOCK][UNITS][STEP_BYTES]
+  int64_t block_bytes;
+} value_operands;
+
+INLINE void value_steps(const value_operands *o, const group *g, int32_t sub, __m256i acc[ROWS][2]) {
+  const int8_t *v = o->value + sub / BLOCK * o->block_bytes + sub % BLOCK * UNITS * STEP_BYTES;
+  const uint8_t *p = g->p[sub].bytes;
+  UNROLL for (int t = 0; t < UNITS; t++) {
+    const __m256i *channels = (const __m256i *)(v + t * STEP_BYTES);
+    __m256i v0 = _mm256_load_si256(channels), v1 = _mm256_load_si256(channels + 1);
+    UNROLL for (int i = 0; i < ROWS; i++) {
+      int32_t unit;
+      memcpy(&unit, p + 4 * unit_place(i, t), sizeof unit);
+      acc[i][0] = multiply_add(acc[i][0], _mm256_set1_epi32(unit), v0);
+      acc[i][1] = multiply_add(acc[i][1], _mm256_set1_epi32(unit), v1);
+    }
+    PIN(acc);
+  }
+}
+
+// out += gain * (p x values) of sixteen channels, and up to `count` portions of the six rows after.
+INLINE void value_column(const value_operands *o, const group *g, float *const out[ROWS], group *next,
+                         int32_t count, const int8_t *n) {
   __m256i acc[ROWS][2];
   UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
-  KEEP_LOOP for (int32_t sub = g->first_sub; sub < g->end_sub; sub++) {
-    const __m256i *v = (const __m256i *)(value + sub / BLOCK * block_bytes + sub % BLOCK * UNITS * STEP_BYTES);
-    const uint8_t *p = g->p[sub].bytes;
-    UNROLL for (int t = 0; t < UNITS; t++) {
-      __m256i v0 = _mm256_load_si256(v + 2 * t), v1 = _mm256_load_si256(v + 2 * t + 1);
-      UNROLL for (int i = 0; i < ROWS; i++) {
-        int32_t unit;
-        memcpy(&unit, p + 4 * unit_place(i, t), sizeof unit);
-        acc[i][0] = multiply_add(acc[i][0], _mm256_set1_epi32(unit), v0);
-        acc[i][1] = multiply_add(acc[i][1], _mm256_set1_epi32(unit), v1);
-      }
-    }
+  int32_t sub = g->first_sub;
+  KEEP_LOOP for (; count > 0 && sub + 2 <= g->end_sub; count--, sub += 2) {
+    portion e = next_portion(next, n);
+    value_steps(o, g, sub, acc);
+    even_row(&e);
+    PIN(acc);
+    value_steps(o, g, sub + 1, acc);
+    odd_row(&e);
+    PIN(acc);
   }
+  KEEP_LOOP for (; sub < g->end_sub; sub++) value_steps(o, g, sub, acc);
   UNROLL for (int i = 0; i < ROWS; i++) {
     __m256 gain = _mm256_broadcast_ss(g->gain + i);
     UNROLL for (int j = 0; j < 2; j++) {
@@ -258,12 +329,12 @@ INLINE void add_values(const intfa_attend_tiles *a, state *s, group *g, const ti
   for (int32_t i = 0; i < ROWS; i++)
     out[i] = i < g->rows ? a->out + (g->index * ROWS + i) * a->out_stride : s->sink;
   const int32_t width = (int32_t)padded(a->value_dimension, KEYS), columns = width / KEYS;
-  const int64_t column_bytes = BLOCK * UNITS * STEP_BYTES, block_bytes = columns * column_bytes;
+  const int64_t column_bytes = BLOCK * UNITS * STEP_BYTES;
+  value_operands v = {tile->value, columns * column_bytes};
   const int32_t share = next ? (next->portions / 2 + columns - 1) / columns : 0;
-  KEEP_LOOP for (int32_t column = 0; column < columns; column++) {
-    value_column(g, tile->value + column * column_bytes, block_bytes, out);
+  KEEP_LOOP for (int32_t column = 0; column < columns; column++, v.value += column_bytes) {
+    value_column(&v, g, out, next, portions_left(next, share), n);
     UNROLL for (int i = 0; i < ROWS; i++) out[i] += KEYS;
-    if (next) exponentials(next, next->next_portion + share, n);
   }
 }
 
@@ -279,7 +350,7 @@ static bool begin_group(const intfa_attend_tiles *a, int32_t index, int64_t begi
   if (first_key >= end_key) return false;
   g->first_sub = (int32_t)(first_key - begin) / KEYS;
   g->end_sub = (int32_t)(end_key - begin + KEYS - 1) / KEYS;
-  g->next_portion = 0;
+  g->done = 0;
   g->portions = (g->end_sub - g->first_sub) * PAIRS;
   for (int32_t i = 0; i < ROWS; i++) _mm256_store_ps(g->top[i], _mm256_set1_ps(-1e30f));
   return true;
@@ -299,15 +370,15 @@ static void attend_tile(const intfa_attend_tiles *a, state *s, int64_t begin, in
         .start = s->start[index],
         .query_scale = s->scale[index],
     };
-    const int32_t left = earlier ? earlier->portions - earlier->next_portion : 0;
+    const int32_t left = earlier ? earlier->portions - earlier->done : 0;
     const int32_t subs = g->end_sub - g->first_sub, share = (left + subs - 1) / subs;
     KEEP_LOOP for (int32_t sub = g->first_sub; sub < g->end_sub; sub++) {
       o.key = tile.key + (int64_t)sub * steps * STEP_BYTES;
       o.key_scale = a->key_scale + begin + sub * KEYS;
       o.bias = a->bias + begin + sub * KEYS;
-      score(&o, g, sub);
-      if (earlier) exponentials(earlier, earlier->next_portion + share, n);
+      score(&o, g, sub, earlier, portions_left(earlier, share), n);
     }
+    if (earlier) rest_of_exponentials(earlier, n);
     if (a->softcap > 0) cap_logits(a, s, g, begin);
     const int64_t common_begin = visible_keys(&a->visible, index * ROWS + g->rows - 1, begin, end).begin;
     const int64_t common_end = visible_keys(&a->visible, index * ROWS, begin, end).end;
@@ -319,7 +390,7 @@ static void attend_tile(const intfa_attend_tiles *a, state *s, int64_t begin, in
     g = g == &s->groups[0] ? &s->groups[1] : &s->groups[0];
   }
   if (!earlier) return;
-  exponentials(earlier, earlier->portions, n);
+  rest_of_exponentials(earlier, n);
   add_values(a, s, earlier, &tile, n, begin, NULL);
 }
 

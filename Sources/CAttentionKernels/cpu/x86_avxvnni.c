@@ -35,13 +35,17 @@ typedef struct {
 INLINE int32_t unit_place(int32_t row, int32_t quad) {
   return row / 2 * 8 + quad % 2 * 4 + row % 2 * 2 + quad / 2;
 }
-INLINE __m256i narrowed(__m256i low, __m256i high) { return _mm256_packs_epi32(low, high); }
-INLINE void store_weights(__m256i even, __m256i odd, const int8_t *n, int32_t pair, weights *p,
-                          int32_t sum[ROWS][8]) {
-  __m256i bytes = _mm256_packus_epi16(even, odd);
+// Words until the odd row makes bytes of both.
+INLINE void store_even(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+  (void)n;
+  (void)sum;
+  _mm256_store_si256((__m256i *)p->bytes + pair, words);
+}
+INLINE void store_odd(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+  __m256i *target = (__m256i *)p->bytes + pair, *sums = (__m256i *)sum[pair];
+  __m256i bytes = _mm256_packus_epi16(_mm256_load_si256(target), words);
   __m256i quads = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)n));
-  __m256i *sums = (__m256i *)sum[pair];
-  _mm256_store_si256((__m256i *)p->bytes + pair, bytes);
+  _mm256_store_si256(target, bytes);
   _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), bytes, _mm256_permute4x64_epi64(quads, 0x50)));
 }
 INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
