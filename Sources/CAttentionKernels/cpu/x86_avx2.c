@@ -26,10 +26,17 @@ enum { UNIT = 2 };  // codes of two channels or tokens, in 16 bits
 INLINE __m256i multiply_add(__m256i sums, __m256i a, __m256i b) {
   return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
 }
-// Channels 0 and 2, or 1 and 3, of a quad: as widening leaves the keys.
-INLINE int32_t query_unit(const int8_t *q, int32_t step) {
-  const int8_t *first = q + step / 2 * 4 + step % 2;
-  return (int32_t)((uint16_t)first[0] | (uint32_t)first[2] << 16);
+// Even and odd bytes of quads as pairs of 16-bit numbers, with their signs.
+INLINE __m256i even_codes(__m256i quads) { return _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8); }
+INLINE __m256i odd_codes(__m256i quads) { return _mm256_srai_epi16(quads, 8); }
+
+// Returns where the next units go.
+INLINE int32_t *store_query(__m256i quad, int32_t *units, __m256i *sums) {
+  const __m256i even = even_codes(quad), odd = odd_codes(quad);
+  *sums = multiply_add(*sums, _mm256_set1_epi16(128), _mm256_add_epi16(even, odd));
+  _mm256_storeu_si256((__m256i *)units, even);
+  _mm256_storeu_si256((__m256i *)(units + ROWS), odd);
+  return units + 2 * ROWS;
 }
 
 // P of sixteen keys: a row is a register of 16 words, in the order that narrowing 32 -> 16 bits
@@ -88,8 +95,8 @@ INLINE void widen_values(const int8_t *from, int64_t bytes, int8_t *to) {
   for (int64_t i = 0; i < bytes; i += 64, from += 64, to += 128)
     UNROLL for (int half = 0; half < 64; half += 32) {
       __m256i x = _mm256_load_si256((const __m256i *)(from + half));
-      _mm256_store_si256((__m256i *)(to + half), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
-      _mm256_store_si256((__m256i *)(to + 64 + half), _mm256_srai_epi16(x, 8));
+      _mm256_store_si256((__m256i *)(to + half), even_codes(x));
+      _mm256_store_si256((__m256i *)(to + 64 + half), odd_codes(x));
     }
 }
 static tile_operands load_tile(const intfa_attend_tiles *a, int64_t begin, int64_t end, tile_buffer *buffer) {

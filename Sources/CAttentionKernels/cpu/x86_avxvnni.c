@@ -21,10 +21,11 @@ enum { UNIT = 4 };  // codes of four channels or tokens
 INLINE __m256i multiply_add(__m256i sums, __m256i unsigned_codes, __m256i signed_codes) {
   return _mm256_dpbusd_avx_epi32(sums, unsigned_codes, signed_codes);
 }
-INLINE int32_t query_unit(const int8_t *q, int32_t step) {
-  int32_t unit;
-  memcpy(&unit, q + UNIT * step, sizeof unit);
-  return unit;
+// Returns where the next units go.
+INLINE int32_t *store_query(__m256i quad, int32_t *units, __m256i *sums) {
+  *sums = multiply_add(*sums, _mm256_set1_epi8(-128), quad);
+  _mm256_storeu_si256((__m256i *)units, quad);
+  return units + ROWS;
 }
 
 // P of sixteen keys: two rows share a register of 32 bytes, in the order that narrowing 32 -> 16 -> 8

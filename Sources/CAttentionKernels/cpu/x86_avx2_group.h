@@ -1,0 +1,100 @@
+// What the 256-bit integer tile loop keeps of its rows. Included by x86_avx2_tiles.h.
+#pragma once
+#include "online_softmax.h"
+#include "x86_avx2.h"
+
+enum {
+  STEP_BYTES = 4 * KEYS,  // one unit of 16 keys or channels
+  UNITS = KEYS / UNIT,    // units of 16 tokens
+  PAIRS = ROWS / 2,
+  GROUPS = (INTFA_MAX_ROWS + ROWS - 1) / ROWS,
+  LANES = 8
+};
+
+// What six rows need from their scores to their values.
+typedef struct {
+  _Alignas(64) float logit[SUBS][ROWS][KEYS];
+  _Alignas(64) weights p[SUBS];
+  _Alignas(32) float top[ROWS][LANES];     // maxima of the lanes
+  _Alignas(32) float unused[ROWS][LANES];  // those of sub-tiles that are not masked yet
+  _Alignas(32) int32_t sum[ROWS][LANES];   // partial sums of p * n, as store_odd leaves them
+  _Alignas(32) float row_top[LANES], gain[LANES];
+  int32_t index, rows;           // of the group; rows that exist
+  int32_t first_sub, end_sub;    // sub-tiles of the tile that some row sees
+  int32_t whole_sub, whole_end;  // those that every row sees all of
+  int32_t done, portions;        // exponentials of two rows and one sub-tile each
+} group;
+
+// Everything that a call keeps in its scratch memory.
+typedef struct {
+  group groups[2];
+  _Alignas(32) float total[GROUPS][LANES], reference[GROUPS][LANES];
+  _Alignas(32) float scale[GROUPS][LANES], shift[GROUPS][LANES];
+  _Alignas(32) int32_t start[GROUPS][LANES];     // -128 * sum(q)
+  _Alignas(32) float sink[INTFA_MAX_DIMENSION];  // output of rows that do not exist
+  int8_t no_weights[INTFA_MAX_TILE];             // stands for n_j where they are not integers
+  int32_t query[GROUPS * ROWS * INTFA_MAX_DIMENSION / UNIT + LANES - ROWS];  // [group][step][ROWS]
+  tile_buffer buffer;
+} state;
+_Static_assert(sizeof(state) <= INTFA_SCRATCH_BYTES, "fits the scratch memory of a call");
+
+// Codes of six rows, padded with zeros, into units and the sums' starts.
+static void load_queries(const intfa_attend_tiles *a, int32_t index, int32_t rows, state *s) {
+  const int32_t d = a->head_dimension, quads = (int32_t)padded(d, 4) / 4;
+  _Alignas(32) int8_t codes[LANES][INTFA_MAX_DIMENSION];
+  memset(codes, 0, sizeof codes);
+  for (int32_t i = 0; i < rows; i++)
+    memcpy(codes[i], a->query + (int64_t)(index * ROWS + i) * d, (size_t)d);
+  int32_t *units = s->query + (int64_t)index * quads * (4 / UNIT) * ROWS;
+  __m256i start = _mm256_setzero_si256();
+  for (int32_t c = 0; c < quads; c += LANES) {
+    __m256 quad[LANES];
+    UNROLL for (int i = 0; i < LANES; i++) quad[i] = _mm256_load_ps((const float *)(codes[i] + 4 * c));
+    transpose8(quad);
+    // Six of the eight rows that are stored stay; the next store overwrites the others.
+    for (int32_t i = 0; i < LANES && c + i < quads; i++)
+      units = store_query(_mm256_castps_si256(quad[i]), units, &start);
+  }
+  _mm256_store_si256((__m256i *)s->start[index], _mm256_sub_epi32(_mm256_setzero_si256(), start));
+}
+
+static void prepare_rows(const intfa_attend_tiles *a, state *s) {
+  memset(s, 0, offsetof(state, query));
+  for (int32_t row = 0; row < a->rows; row += ROWS) {
+    const int32_t index = row / ROWS, rows = a->rows - row < ROWS ? a->rows - row : ROWS;
+    const size_t bytes = sizeof(float) * (size_t)rows;
+    load_queries(a, index, rows, s);
+    memcpy(s->scale[index], a->query_scale + row, bytes);
+    memcpy(s->total[index], a->total + row, bytes);
+    memcpy(s->reference[index], a->reference + row, bytes);
+    if (a->softcap > 0) memcpy(s->shift[index], a->row_shift + row, bytes);
+  }
+}
+
+static void store_totals(const intfa_attend_tiles *a, const state *s) {
+  for (int32_t row = 0; row < a->rows; row += ROWS) {
+    const int32_t index = row / ROWS, rows = a->rows - row < ROWS ? a->rows - row : ROWS;
+    memcpy(a->total + row, s->total[index], sizeof(float) * (size_t)rows);
+    memcpy(a->reference + row, s->reference[index], sizeof(float) * (size_t)rows);
+  }
+}
+
+// What the rows of group `index` see of [begin, end); false where that is nothing.
+static bool begin_group(const intfa_attend_tiles *a, int32_t index, int64_t begin, int64_t end, group *g) {
+  const int32_t row = index * ROWS, left = a->rows - row;
+  g->index = index;
+  g->rows = left < ROWS ? left : ROWS;
+  // Later rows see keys from later on and up to later ones.
+  const key_range first = visible_keys(&a->visible, row, begin, end);
+  const key_range last = visible_keys(&a->visible, row + g->rows - 1, begin, end);
+  if (first.begin >= last.end) return false;
+  g->first_sub = (int32_t)(first.begin - begin) / KEYS;
+  g->end_sub = (int32_t)(last.end - begin + KEYS - 1) / KEYS;
+  g->whole_sub = (int32_t)(last.begin - begin + KEYS - 1) / KEYS;
+  g->whole_end = first.end > begin ? (int32_t)(first.end - begin) / KEYS : 0;
+  g->done = 0;
+  g->portions = (g->end_sub - g->first_sub) * PAIRS;
+  for (int32_t i = 0; i < ROWS; i++) _mm256_store_ps(g->top[i], _mm256_set1_ps(-1e30f));
+  return true;
+}
+INLINE bool is_whole(const group *g, int32_t sub) { return sub >= g->whole_sub && sub < g->whole_end; }
