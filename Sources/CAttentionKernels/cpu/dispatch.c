@@ -19,6 +19,10 @@ static const intfa_cpu_kernels portable = {
     .pack_keys = intfa_pack_keys__portable,
     .pack_values = intfa_pack_values__portable,
     .attend_tiles = intfa_attend_tiles__portable,
+    .running_key_bytes = intfa_running_key_bytes__portable,
+    .running_value_bytes = intfa_running_value_bytes__portable,
+    .pack_running_keys = intfa_pack_running_keys__portable,
+    .pack_running_values = intfa_pack_running_values__portable,
     .attend_running = intfa_attend_running__portable,
     .merge = intfa_merge__portable,
     .finish = intfa_finish__portable,
@@ -37,13 +41,17 @@ static const intfa_cpu_kernels portable = {
       .pack_keys = intfa_pack_keys__avx512vnni,            \
       .pack_values = intfa_pack_values__avx512vnni,        \
       .attend_tiles = intfa_attend_tiles__avx512vnni,      \
+      .running_key_bytes = intfa_running_key_bytes__portable,      \
+      .running_value_bytes = intfa_running_value_bytes__portable,  \
+      .pack_running_keys = intfa_pack_running_keys__portable,      \
+      .pack_running_values = intfa_pack_running_values__portable,  \
       .attend_running = running,                           \
       .merge = intfa_merge__portable,                      \
       .finish = intfa_finish__avx512vnni,                  \
       .peak = intfa_peak__avx512vnni,                      \
   }
-static const intfa_cpu_kernels avx512vnni = AVX512VNNI_KERNELS(intfa_attend_running__avx512vnni);
-static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend_running__avx512bf16);
+static const intfa_cpu_kernels avx512vnni = AVX512VNNI_KERNELS(intfa_attend_running__portable);
+static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend_running__portable);
 
 // Both 256-bit sets: they differ in the products of 8-bit codes only.
 #define AVX2_KERNELS(set)                                  \
@@ -57,7 +65,11 @@ static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend
       .pack_keys = intfa_pack_keys__avx2,                  \
       .pack_values = intfa_pack_values__##set,             \
       .attend_tiles = intfa_attend_tiles__##set,           \
-      .attend_running = intfa_attend_running__portable,    \
+      .running_key_bytes = intfa_running_key_bytes__avx2,  \
+      .running_value_bytes = intfa_running_value_bytes__avx2, \
+      .pack_running_keys = intfa_pack_running_keys__avx2,  \
+      .pack_running_values = intfa_pack_running_values__avx2, \
+      .attend_running = intfa_attend_running__avx2,        \
       .merge = intfa_merge__portable,                      \
       .finish = intfa_finish__portable,                    \
       .peak = intfa_peak__##set,                           \

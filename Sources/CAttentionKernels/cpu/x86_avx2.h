@@ -12,6 +12,7 @@ enum {
   ROWS = 6,   // query rows of a register tile
   KEYS = 16,  // its keys or channels: 6 x 16 32-bit sums fill 12 of the 16 registers
   SUBS = INTFA_MAX_TILE / KEYS,
+  LANES = 8,
   BLOCK = INTFA_PACK_UNIT / KEYS  // sub-tiles that values are packed in
 };
 

@@ -7,8 +7,7 @@ enum {
   STEP_BYTES = 4 * KEYS,  // one unit of 16 keys or channels
   UNITS = KEYS / UNIT,    // units of 16 tokens
   PAIRS = ROWS / 2,
-  GROUPS = (INTFA_MAX_ROWS + ROWS - 1) / ROWS,
-  LANES = 8
+  GROUPS = (INTFA_MAX_ROWS + ROWS - 1) / ROWS
 };
 
 // What six rows need from their scores to their values.

@@ -24,17 +24,18 @@ enum {
   INTFA_OUT_UNIT = 64,     // floats that rows of `out` are padded to
   INTFA_ROW_UNIT = 4,      // rows that buffers of rows are padded to
   INTFA_SUM_BLOCK = 256,   // rows that are summed one after the other before block sums are added
-  INTFA_SCRATCH_BYTES = 320 * 1024  // what attend_tiles and attend_running of any set need
+  INTFA_SCRATCH_BYTES = 320 * 1024  // what attend_tiles and attend_running may use, 64-aligned
 };
 
-// Storage of float rows, and the format that a value is rounded to before it is used.
-typedef enum { INTFA_FLOAT32, INTFA_FLOAT16, INTFA_BFLOAT16, INTFA_FLOAT8 } intfa_format;
+// Storage of float rows, and the format that a value is rounded to before it is used. INT8 codes are
+// an operand of attend_running only.
+typedef enum { INTFA_FLOAT32, INTFA_FLOAT16, INTFA_BFLOAT16, INTFA_FLOAT8, INTFA_INT8 } intfa_format;
 
 // Rows of a caller's tensor: `stride` elements apart, unit stride inside a row.
 typedef struct {
   const void *base;
   int64_t stride;
-  intfa_format format;  // never INTFA_FLOAT8
+  intfa_format format;  // never INTFA_FLOAT8 or INTFA_INT8
 } intfa_rows;
 
 // ---------------------------------------------------------------------------------- pre-pass
@@ -111,42 +112,54 @@ typedef struct {
   int64_t out_stride;          // at least Dv, a multiple of INTFA_OUT_UNIT
   float *total;                // [rows] sum of gain * p * n
   float *reference;            // [rows] exponent reference of both, in steps; -inf at first
-  void *scratch;               // intfa_scratch_bytes()
+  void *scratch;               // INTFA_SCRATCH_BYTES
 } intfa_attend_tiles;
 
-// What multiplies and what is multiplied on the float path.
-typedef enum { INTFA_SCORE_INT8, INTFA_SCORE_FLOAT } intfa_score_kind;
+// What attend_running multiplies; kernels choose the order of packed operands by it.
 typedef enum { INTFA_P_FLOAT32, INTFA_P_FLOAT16, INTFA_P_BFLOAT16, INTFA_P_FLOAT8, INTFA_P_INT8 }
     intfa_probability;
+typedef struct {
+  intfa_format score;             // of queries and keys: INT8 codes, or floats rounded to this
+  intfa_format value;             // INT8 codes exactly where P is INTFA_P_INT8
+  intfa_probability probability;
+} intfa_running_formats;
 
-// One query block against keys [key_begin, key_end) with P relative to the running row maximum.
+// Tokens [begin, end) of one head into the order that attend_running of the same table reads.
+// `begin` is a multiple of INTFA_PACK_UNIT, and so is `end` but for the last.
+typedef struct {
+  intfa_running_formats formats;
+  intfa_rows rows;      // floats: the caller's rows of the head
+  float multiplier;     // floats: applied before they are rounded
+  const int8_t *codes;  // INT8: [token][dimension], row `begin` is the first
+  int64_t begin, end;
+  int32_t dimension;
+  void *target;         // of the head: running_key_bytes or running_value_bytes, 64-aligned
+} intfa_pack_running;
+
+// One query block against keys [key_begin, key_end) with P relative to the running row maximum,
+// which is rounded up to a whole number where P is float32 or bfloat16: then the bits of P do not
+// depend on when the maximum moved, and tiles may be cut anywhere.
 typedef struct {
   int32_t rows, head_dimension, value_dimension;
   int64_t key_begin, key_end;
   int32_t first_tile, tile;
   intfa_visible visible;
-  intfa_score_kind score;
-  intfa_probability probability;
-  const int8_t *query_codes;   // INTFA_SCORE_INT8: [rows][D]
+  intfa_running_formats formats;
+  const int8_t *query_codes;   // INT8 scores: [rows][D]
+  intfa_rows query;            // float scores: the caller's rows, the first of the block first
+  float query_multiplier;      // float scores: applied before they are rounded
   const float *query_scale;    // [rows] multiplies every product of the row; log2 units
-  const int8_t *key_codes;     // INTFA_SCORE_INT8: [key][D]
-  const float *key_scale;      // INTFA_SCORE_INT8: [key]
-  const float *bias;           // [key] log2 units, or NULL
-  const float *query;          // INTFA_SCORE_FLOAT: [rows][D], rounded to the format
-  intfa_rows key;              // INTFA_SCORE_FLOAT: the caller's rows
-  intfa_format key_round;      // INTFA_SCORE_FLOAT
-  float key_multiplier;        // INTFA_SCORE_FLOAT: applied before rounding
-  const int8_t *value_codes;   // INTFA_P_INT8: [key][Dv]
-  intfa_rows value;            // otherwise the caller's rows
-  intfa_format value_round;
-  float value_multiplier;
+  const void *key;             // as pack_running_keys left them
+  const float *key_scale;      // INT8 scores: [key], readable to a multiple of INTFA_PACK_UNIT
+  const float *bias;           // INT8 scores: [key] log2 units, readable as key_scale; or NULL
+  const void *value;           // as pack_running_values left them
   float softcap;               // log2 units; 0 for none
   const float *row_shift;      // [rows] log2 units, added before the cap; or NULL
   float *out;                  // [rows][out_stride]
   int64_t out_stride;
   float *total;                // [rows]
   float *reference;            // [rows] running maximum in log2 units; -1e30 at first
-  void *scratch;
+  void *scratch;               // INTFA_SCRATCH_BYTES
 } intfa_attend_running;
 
 // Adds the partial result `from` to `into`: both keep their own exponent reference.
@@ -195,6 +208,10 @@ typedef struct {
   void (*pack_keys)(const intfa_pack *);
   void (*pack_values)(const intfa_pack *);
   void (*attend_tiles)(const intfa_attend_tiles *);
+  int64_t (*running_key_bytes)(const intfa_running_formats *, int64_t tokens, int32_t dimension);
+  int64_t (*running_value_bytes)(const intfa_running_formats *, int64_t tokens, int32_t dimension);
+  void (*pack_running_keys)(const intfa_pack_running *);
+  void (*pack_running_values)(const intfa_pack_running *);
   void (*attend_running)(const intfa_attend_running *);
   void (*merge)(const intfa_merge *);
   void (*finish)(const intfa_finish *);
@@ -217,9 +234,6 @@ const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
 
 // Processors that this process may run on, at least 1.
 int32_t intfa_processor_count(void);
-
-// Bytes of scratch that attend_tiles and attend_running of any instruction set need, 64-aligned.
-int64_t intfa_scratch_bytes(void);
 
 // Rows converted to float32, multiplied, and rounded to a format.
 void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,

@@ -235,17 +235,16 @@ final class CPUCall: @unchecked Sendable {
 
   /// Codes, scales and the bias of the query means, once per key/value head.
   func quantizeKeys() {
-    guard kernel.method.hasIntegerScores else { return }
+    guard kernel.method.hasIntegerScores else {
+      packRunning(.key)
+      return
+    }
     let (dimension, group) = (shape.headDimension, shape.groupSize)
     forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, seat in
       let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
       let range = pieceRows(piece, of: shape.keyValueLength)
       let begin = Int(range.begin)
-      // The tile loop has an order of its own; the running one reads codes row by row.
-      let codes =
-        unsafe kernel.method.isTiled
-        ? place(layout.codes, seat: seat, as: Int8.self)
-        : place(layout.keyCodes, head, as: Int8.self) + begin * dimension
+      let codes = unsafe place(layout.codes, seat: seat, as: Int8.self)
       var arguments = unsafe intfa_quantize()
       unsafe arguments.rows = rows(operands.key, head: head)
       unsafe arguments.begin = range.begin
@@ -265,7 +264,10 @@ final class CPUCall: @unchecked Sendable {
         unsafe arguments.bias_stride = Int64(layout.biases.stride / float)
       }
       unsafe kernels.quantize(&arguments)
-      guard kernel.method.isTiled else { return }
+      guard kernel.method.isTiled else {
+        unsafe packRunning(.key, head: head, range, codes: codes)
+        return
+      }
       var packing = unsafe packing(codes, range, dimension, layout.keyCodes, head: head)
       unsafe packing.int4 = kernel.method.hasInt4Key
       unsafe kernels.pack_keys(&packing)

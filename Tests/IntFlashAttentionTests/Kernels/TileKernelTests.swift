@@ -37,7 +37,7 @@ import Testing
     let tokens = Int64(count)
     let keyBytes = unsafe kernels.key_bytes(tokens, 1, false)
     let valueBytes = unsafe kernels.value_bytes(tokens, 64, false)
-    let scratchBytes = intfa_scratch_bytes()
+    let scratchBytes = Int64(INTFA_SCRATCH_BYTES)
     // Cache lines: keys, values, n_j, output, scratch.
     let sizes = [keyBytes, valueBytes, 64, 256, scratchBytes].map { (Int($0) + 63) / 64 * 64 }
     let memory = UnsafeMutableRawPointer.allocate(byteCount: sizes.reduce(0, +), alignment: 64)
