@@ -57,9 +57,9 @@ static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend
 #define AVX2_KERNELS(set)                                  \
   {                                                        \
       .name = #set,                                        \
-      .survey = intfa_survey__portable,                    \
-      .rotated_maxima = intfa_rotated_maxima__portable,    \
-      .quantize = intfa_quantize__portable,                \
+      .survey = intfa_survey__avx2,        \
+      .rotated_maxima = intfa_rotated_maxima__avx2,        \
+      .quantize = intfa_quantize__avx2,        \
       .key_bytes = intfa_key_bytes__avx2,                  \
       .value_bytes = intfa_value_bytes__avx2,              \
       .pack_keys = intfa_pack_keys__avx2,                  \
@@ -71,7 +71,7 @@ static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend
       .pack_running_values = intfa_pack_running_values__avx2, \
       .attend_running = intfa_attend_running__avx2,        \
       .merge = intfa_merge__portable,                      \
-      .finish = intfa_finish__portable,                    \
+      .finish = intfa_finish__avx2,                        \
       .peak = intfa_peak__##set,                           \
   }
 static const intfa_cpu_kernels avx2 = AVX2_KERNELS(avx2);

@@ -38,8 +38,8 @@ import Testing
     let keyBytes = unsafe kernels.key_bytes(tokens, 1, false)
     let valueBytes = unsafe kernels.value_bytes(tokens, 64, false)
     let scratchBytes = Int64(INTFA_SCRATCH_BYTES)
-    // Cache lines: keys, values, n_j, output, scratch.
-    let sizes = [keyBytes, valueBytes, 64, 256, scratchBytes].map { (Int($0) + 63) / 64 * 64 }
+    // Keys, values, n_j, four rows of output, scratch, in whole cache lines.
+    let sizes = [keyBytes, valueBytes, 64, 1024, scratchBytes].map { (Int($0) + 63) / 64 * 64 }
     let memory = UnsafeMutableRawPointer.allocate(byteCount: sizes.reduce(0, +), alignment: 64)
     defer { unsafe memory.deallocate() }
     unsafe memory.initializeMemory(as: UInt8.self, repeating: 0, count: sizes.reduce(0, +))
