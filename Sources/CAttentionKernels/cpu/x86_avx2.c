@@ -19,25 +19,7 @@
 #include "kernels.h"
 
 #pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
-#include "x86_avx2.h"
-
-enum { UNIT = 2 };  // codes of two channels or tokens, in 16 bits
-
-INLINE __m256i multiply_add(__m256i sums, __m256i a, __m256i b) {
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
-}
-// Even and odd bytes of quads as pairs of 16-bit numbers, with their signs.
-INLINE __m256i even_codes(__m256i quads) { return _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8); }
-INLINE __m256i odd_codes(__m256i quads) { return _mm256_srai_epi16(quads, 8); }
-
-// Returns where the next units go.
-INLINE int32_t *store_query(__m256i quad, int32_t *units, __m256i *sums) {
-  const __m256i even = even_codes(quad), odd = odd_codes(quad);
-  *sums = multiply_add(*sums, _mm256_set1_epi16(128), _mm256_add_epi16(even, odd));
-  _mm256_storeu_si256((__m256i *)units, even);
-  _mm256_storeu_si256((__m256i *)(units + ROWS), odd);
-  return units + 2 * ROWS;
-}
+#include "x86_avx2_units.h"
 
 // P of sixteen keys: a row is a register of 16 words, in the order that narrowing 32 -> 16 bits
 // leaves: quads 0 and 2, then 1 and 3, of two pairs each.
@@ -72,25 +54,10 @@ INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
                           _mm256_permute2x128_si256(abcd, efef, 0x31));
 }
 
-// A tile in 16 bits.
+// A tile of values in 16 bits.
 typedef struct {
-  _Alignas(64) uint8_t key[2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
   _Alignas(64) int8_t value[2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
-} tile_buffer;
-typedef struct {
-  const uint8_t *key;   // [sub-tile][steps][STEP_BYTES]
-  const int8_t *value;  // [token / 64][channel / 16][UNITS of 64 tokens][STEP_BYTES]
-} tile_operands;
-
-// One step of quads, 16 keys or channels, becomes two of pairs: even bytes, odd bytes.
-INLINE void widen_keys(const uint8_t *from, int64_t bytes, uint8_t *to) {
-  for (int64_t i = 0; i < bytes; i += 64, from += 64, to += 128)
-    UNROLL for (int half = 0; half < 64; half += 32) {
-      __m256i x = _mm256_load_si256((const __m256i *)(from + half));
-      _mm256_store_si256((__m256i *)(to + half), _mm256_and_si256(x, _mm256_set1_epi16(0xFF)));
-      _mm256_store_si256((__m256i *)(to + 64 + half), _mm256_srli_epi16(x, 8));
-    }
-}
+} value_buffer;
 INLINE void widen_values(const int8_t *from, int64_t bytes, int8_t *to) {
   for (int64_t i = 0; i < bytes; i += 64, from += 64, to += 128)
     UNROLL for (int half = 0; half < 64; half += 32) {
@@ -99,12 +66,12 @@ INLINE void widen_values(const int8_t *from, int64_t bytes, int8_t *to) {
       _mm256_store_si256((__m256i *)(to + 64 + half), odd_codes(x));
     }
 }
-static tile_operands load_tile(const intfa_attend_tiles *a, int64_t begin, int64_t end, tile_buffer *buffer) {
-  const int64_t stride = padded(a->head_dimension, 4), width = padded(a->value_dimension, KEYS);
-  widen_keys((const uint8_t *)a->key + begin * stride, padded(end - begin, KEYS) * stride, buffer->key);
-  widen_values((const int8_t *)a->value + begin * width, padded(end - begin, INTFA_PACK_UNIT) * width,
-               buffer->value);
-  return (tile_operands){buffer->key, buffer->value};
+static const int8_t *load_values(const intfa_attend_tiles *a, int64_t begin, int64_t end,
+                                 value_buffer *buffer) {
+  const int64_t width = padded(a->value_dimension, KEYS);
+  widen_values((const int8_t *)a->value + begin * width,
+               padded(end - begin, INTFA_PACK_UNIT) * width, buffer->value);
+  return buffer->value;
 }
 
 #include "x86_avx2_tiles.h"

@@ -1,13 +1,11 @@
 // What the 256-bit integer tile loop keeps of its rows. Included by x86_avx2_tiles.h.
 #pragma once
 #include "online_softmax.h"
-#include "x86_avx2.h"
+#include "x86_avx2_scores.h"
 
 enum {
-  STEP_BYTES = 4 * KEYS,  // one unit of 16 keys or channels
-  UNITS = KEYS / UNIT,    // units of 16 tokens
-  PAIRS = ROWS / 2,
-  GROUPS = (INTFA_MAX_ROWS + ROWS - 1) / ROWS
+  UNITS = KEYS / UNIT,  // units of 16 tokens
+  PAIRS = ROWS / 2
 };
 
 // What six rows need from their scores to their values.
@@ -32,37 +30,20 @@ typedef struct {
   _Alignas(32) int32_t start[GROUPS][LANES];     // -128 * sum(q)
   _Alignas(32) float sink[INTFA_MAX_DIMENSION];  // output of rows that do not exist
   int8_t no_weights[INTFA_MAX_TILE];             // stands for n_j where they are not integers
-  int32_t query[GROUPS * ROWS * INTFA_MAX_DIMENSION / UNIT + LANES - ROWS];  // [group][step][ROWS]
-  tile_buffer buffer;
+  int32_t query[QUERY_UNITS];                    // [group][step][ROWS]
+  key_buffer keys;
+  value_buffer values;
 } state;
 _Static_assert(sizeof(state) <= INTFA_SCRATCH_BYTES, "fits the scratch memory of a call");
 
-// Codes of six rows, padded with zeros, into units and the sums' starts.
-static void load_queries(const intfa_attend_tiles *a, int32_t index, int32_t rows, state *s) {
-  const int32_t d = a->head_dimension, quads = (int32_t)padded(d, 4) / 4;
-  _Alignas(32) int8_t codes[LANES][INTFA_MAX_DIMENSION];
-  memset(codes, 0, sizeof codes);
-  for (int32_t i = 0; i < rows; i++)
-    memcpy(codes[i], a->query + (int64_t)(index * ROWS + i) * d, (size_t)d);
-  int32_t *units = s->query + (int64_t)index * quads * (4 / UNIT) * ROWS;
-  __m256i start = _mm256_setzero_si256();
-  for (int32_t c = 0; c < quads; c += LANES) {
-    __m256 quad[LANES];
-    UNROLL for (int i = 0; i < LANES; i++) quad[i] = _mm256_load_ps((const float *)(codes[i] + 4 * c));
-    transpose8(quad);
-    // Six of the eight rows that are stored stay; the next store overwrites the others.
-    for (int32_t i = 0; i < LANES && c + i < quads; i++)
-      units = store_query(_mm256_castps_si256(quad[i]), units, &start);
-  }
-  _mm256_store_si256((__m256i *)s->start[index], _mm256_sub_epi32(_mm256_setzero_si256(), start));
-}
-
 static void prepare_rows(const intfa_attend_tiles *a, state *s) {
+  const int32_t d = a->head_dimension;
   memset(s, 0, offsetof(state, query));
   for (int32_t row = 0; row < a->rows; row += ROWS) {
     const int32_t index = row / ROWS, rows = a->rows - row < ROWS ? a->rows - row : ROWS;
     const size_t bytes = sizeof(float) * (size_t)rows;
-    load_queries(a, index, rows, s);
+    load_query_units(a->query + (int64_t)row * d, rows, d, s->query + (int64_t)row * steps_of(d),
+                     s->start[index]);
     memcpy(s->scale[index], a->query_scale + row, bytes);
     memcpy(s->total[index], a->total + row, bytes);
     memcpy(s->reference[index], a->reference + row, bytes);

@@ -1,10 +1,7 @@
 // Integer tile loop of 6 query rows x 16 keys or channels in 256-bit registers. Included inside the
-// target region of an instruction set, which first says what a unit of 32 bits is:
-//   UNIT             codes in it: 4 of 8 bits, or 2 of 16
-//   multiply_add     sums + products of eight unsigned and eight signed units
-//   store_query      a quad of eight query rows as units; adds 128 * their sum
-//   unit_place, store_even, store_odd, row_sums      P of 6 rows x 16 keys, in units
-//   tile_buffer, load_tile                           a tile's keys and values, in units
+// target region of an instruction set, after its units and
+//   weights, unit_place, store_even, store_odd, row_sums    P of 6 rows x 16 keys, in units
+//   value_buffer, load_values                               the values of a tile, in units
 //
 // Loop: key tile (64 or 128 keys) > 6 query rows. The exponentials of six rows are spread over the
 // products of their neighbours: half of them run between the value columns of the six rows before,
@@ -13,15 +10,6 @@
 // are equal.
 #pragma once
 #include "x86_avx2_softmax.h"
-
-// Keeps twelve sums in registers and everything on its side of this line. Else the compiler mixes
-// multiplies and exponentials by its own model, runs out of registers, and the sums live on the stack.
-#define PIN(acc)                                                                                     \
-  __asm__ volatile(""                                                                                \
-                   : "+x"(acc[0][0]), "+x"(acc[0][1]), "+x"(acc[1][0]), "+x"(acc[1][1]),             \
-                     "+x"(acc[2][0]), "+x"(acc[2][1]), "+x"(acc[3][0]), "+x"(acc[3][1]),             \
-                     "+x"(acc[4][0]), "+x"(acc[4][1]), "+x"(acc[5][0]), "+x"(acc[5][1])::"memory")
-#define PIN_ROW(sums) __asm__ volatile("" : "+x"(sums[0]), "+x"(sums[1])::"memory")
 
 // ---------------------------------------------------------------------------------- scores
 
@@ -37,19 +25,6 @@ typedef struct {
 
 enum { BURST = 4 };  // steps between two rows' exponentials
 
-INLINE void score_step(const score_operands *o, int32_t step, __m256i acc[ROWS][2]) {
-  const int32_t *q = o->query + step * ROWS;
-  const __m256i *k = (const __m256i *)(o->key + step * STEP_BYTES);
-  __m256i k0 = _mm256_load_si256(k), k1 = _mm256_load_si256(k + 1);
-  UNROLL for (int i = 0; i < ROWS; i++) {
-    __m256i unit = _mm256_set1_epi32(q[i]);
-    acc[i][0] = multiply_add(acc[i][0], k0, unit);
-    acc[i][1] = multiply_add(acc[i][1], k1, unit);
-    PIN_ROW(acc[i]);
-  }
-  PIN(acc);
-}
-
 // Logits of sub-tile `sub`, and up to `count` portions of the six rows before.
 INLINE void score(const score_operands *o, group *g, int32_t sub, group *earlier, int32_t count,
                   const int8_t *n) {
@@ -58,14 +33,14 @@ INLINE void score(const score_operands *o, group *g, int32_t sub, group *earlier
   int32_t step = 0;
   KEEP_LOOP for (; count > 0 && step + 2 * BURST <= o->steps; count--, step += 2 * BURST) {
     portion e = next_portion(earlier, n);
-    UNROLL for (int i = 0; i < BURST; i++) score_step(o, step + i, acc);
+    UNROLL for (int i = 0; i < BURST; i++) score_step(o->query, o->key, step + i, acc);
     even_row(&e);
     PIN(acc);
-    UNROLL for (int i = 0; i < BURST; i++) score_step(o, step + BURST + i, acc);
+    UNROLL for (int i = 0; i < BURST; i++) score_step(o->query, o->key, step + BURST + i, acc);
     odd_row(&e);
     PIN(acc);
   }
-  KEEP_LOOP for (; step < o->steps; step++) score_step(o, step, acc);
+  KEEP_LOOP for (; step < o->steps; step++) score_step(o->query, o->key, step, acc);
   float(*tops)[LANES] = is_whole(g, sub) ? g->top : g->unused;
   UNROLL for (int i = 0; i < ROWS; i++) {
     __m256 scale = _mm256_broadcast_ss(o->query_scale + i), top = _mm256_load_ps(tops[i]);
@@ -130,7 +105,7 @@ INLINE void value_column(const value_operands *o, const group *g, float *const o
 }
 
 // All of a group's sums, with the first half of the next group's exponentials in between.
-INLINE void add_values(const intfa_attend_tiles *a, state *s, group *g, const tile_operands *tile,
+INLINE void add_values(const intfa_attend_tiles *a, state *s, group *g, const int8_t *value,
                        const int8_t *n, int64_t begin, group *next) {
   _Alignas(32) float sums[LANES] = {0};
   if (a->weight)
@@ -146,7 +121,7 @@ INLINE void add_values(const intfa_attend_tiles *a, state *s, group *g, const ti
     out[i] = i < g->rows ? a->out + (g->index * ROWS + i) * a->out_stride : s->sink;
   const int32_t width = (int32_t)padded(a->value_dimension, KEYS), columns = width / KEYS;
   const int64_t column_bytes = BLOCK * UNITS * STEP_BYTES;
-  value_operands v = {tile->value, columns * column_bytes};
+  value_operands v = {value, columns * column_bytes};
   const int32_t share = next ? (next->portions / 2 + columns - 1) / columns : 0;
   KEEP_LOOP for (int32_t column = 0; column < columns; column++, v.value += column_bytes) {
     value_column(&v, g, out, next, portions_left(next, share), n);
@@ -158,8 +133,9 @@ INLINE void add_values(const intfa_attend_tiles *a, state *s, group *g, const ti
 
 // All rows against the tile [begin, end).
 static void attend_tile(const intfa_attend_tiles *a, state *s, int64_t begin, int64_t end) {
-  const int32_t steps = (int32_t)padded(a->head_dimension, 4) / UNIT;
-  const tile_operands tile = load_tile(a, begin, end, &s->buffer);
+  const int32_t steps = steps_of(a->head_dimension);
+  const uint8_t *key = load_keys(a->key, a->head_dimension, begin, end, &s->keys);
+  const int8_t *value = load_values(a, begin, end, &s->values);
   const int8_t *n = a->weight ? a->weight + begin : s->no_weights;
   group *g = &s->groups[0], *earlier = NULL;
   for (int32_t index = 0; index * ROWS < a->rows; index++) {
@@ -173,7 +149,7 @@ static void attend_tile(const intfa_attend_tiles *a, state *s, int64_t begin, in
     const int32_t left = earlier ? earlier->portions - earlier->done : 0;
     const int32_t subs = g->end_sub - g->first_sub, share = (left + subs - 1) / subs;
     KEEP_LOOP for (int32_t sub = g->first_sub; sub < g->end_sub; sub++) {
-      o.key = tile.key + (int64_t)sub * steps * STEP_BYTES;
+      o.key = key + (int64_t)sub * steps * STEP_BYTES;
       o.key_scale = a->key_scale + begin + sub * KEYS;
       o.bias = a->bias + begin + sub * KEYS;
       score(&o, g, sub, earlier, portions_left(earlier, share), n);
@@ -182,13 +158,13 @@ static void attend_tile(const intfa_attend_tiles *a, state *s, int64_t begin, in
     if (a->softcap > 0) cap_logits(a, s, g, begin);
     if (g->whole_sub > g->first_sub || g->whole_end < g->end_sub) mask_logits(a, g, begin, end);
     choose_gain(a, s, g);
-    if (earlier) add_values(a, s, earlier, &tile, n, begin, g);
+    if (earlier) add_values(a, s, earlier, value, n, begin, g);
     earlier = g;
     g = g == &s->groups[0] ? &s->groups[1] : &s->groups[0];
   }
   if (!earlier) return;
   rest_of_exponentials(earlier, n);
-  add_values(a, s, earlier, &tile, n, begin, NULL);
+  add_values(a, s, earlier, value, n, begin, NULL);
 }
 
 INLINE void attend_tiles(const intfa_attend_tiles *a) {

@@ -14,19 +14,7 @@
 #include "kernels.h"
 
 #pragma clang attribute push(__attribute__((target("avx2,avxvnni"))), apply_to = function)
-#include "x86_avx2.h"
-
-enum { UNIT = 4 };  // codes of four channels or tokens
-
-INLINE __m256i multiply_add(__m256i sums, __m256i unsigned_codes, __m256i signed_codes) {
-  return _mm256_dpbusd_avx_epi32(sums, unsigned_codes, signed_codes);
-}
-// Returns where the next units go.
-INLINE int32_t *store_query(__m256i quad, int32_t *units, __m256i *sums) {
-  *sums = multiply_add(*sums, _mm256_set1_epi8(-128), quad);
-  _mm256_storeu_si256((__m256i *)units, quad);
-  return units + ROWS;
-}
+#include "x86_avxvnni_units.h"
 
 // P of sixteen keys: two rows share a register of 32 bytes, in the order that narrowing 32 -> 16 -> 8
 // bits leaves: quads 0 and 2 of the even row, of the odd row; then quads 1 and 3.
@@ -59,21 +47,15 @@ INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
   return _mm256_setr_m128i(_mm_hadd_epi32(pairs[0], pairs[1]), _mm_hadd_epi32(pairs[2], pairs[2]));
 }
 
-// A tile as packing left it; the buffer is not needed.
-typedef struct {
-  const uint8_t *key;   // [sub-tile][steps][STEP_BYTES]
-  const int8_t *value;  // [token / 64][channel / 16][UNITS of 64 tokens][STEP_BYTES]
-} tile_operands;
+// A tile of values as packing left it; the buffer is not needed.
 typedef struct {
   uint8_t unused;
-} tile_buffer;
-INLINE tile_operands load_tile(const intfa_attend_tiles *a, int64_t begin, int64_t end, tile_buffer *buffer) {
+} value_buffer;
+INLINE const int8_t *load_values(const intfa_attend_tiles *a, int64_t begin, int64_t end,
+                                 value_buffer *buffer) {
   (void)end;
   (void)buffer;
-  return (tile_operands){
-      .key = (const uint8_t *)a->key + begin * padded(a->head_dimension, 4),
-      .value = (const int8_t *)a->value + begin * padded(a->value_dimension, KEYS),
-  };
+  return (const int8_t *)a->value + begin * padded(a->value_dimension, KEYS);
 }
 
 #include "x86_avx2_tiles.h"
