@@ -32,6 +32,7 @@ void intfa_attend_running__avx2(const intfa_attend_running *);
 int64_t intfa_peak__avx2(intfa_peak_kind, int64_t rounds);
 void intfa_pack_values__avxvnni(const intfa_pack *);
 void intfa_attend_tiles__avxvnni(const intfa_attend_tiles *);
+void intfa_attend_running__avxvnni(const intfa_attend_running *);
 int64_t intfa_peak__avxvnni(intfa_peak_kind, int64_t rounds);
 
 #pragma GCC visibility pop

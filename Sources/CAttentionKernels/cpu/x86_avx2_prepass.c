@@ -8,7 +8,7 @@
 #include "kernels.h"
 
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#include "x86_avx2_rows.h"
+#include "x86_avx2_float.h"
 
 enum { MAX_CHUNKS = INTFA_MAX_DIMENSION / LANES };
 

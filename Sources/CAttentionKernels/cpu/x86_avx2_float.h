@@ -1,4 +1,5 @@
-// Rows of a caller's tensor in 256-bit registers. Included inside the target region of AVX2, FMA, F16C.
+// Floats in 256-bit registers: rows of a caller's tensor, roundings, powers of two. Included inside the
+// target region of AVX2, FMA and F16C.
 #pragma once
 #include "x86_avx2.h"
 
@@ -51,4 +52,37 @@ INLINE __m256 round_x8(__m256 x, intfa_format format) {
     case INTFA_INT8: return x;
   }
   return x;
+}
+
+// exp2_fast with fused multiply-add, and 0 for a masked logit.
+INLINE __m256 power(__m256 x) {
+  __m256 seen = _mm256_cmp_ps(x, _mm256_set1_ps(-__builtin_inff()), _CMP_GT_OQ);
+  x = _mm256_max_ps(x, _mm256_set1_ps(-126.0f));
+  __m256 shifted = _mm256_add_ps(x, _mm256_set1_ps(12582912.0f));
+  __m256 f = _mm256_sub_ps(x, _mm256_sub_ps(shifted, _mm256_set1_ps(12582912.0f)));
+  __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(1.5403530e-4f), f, _mm256_set1_ps(1.3333558e-3f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(9.6181291e-3f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(5.5504109e-2f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(2.4022651e-1f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(6.9314718e-1f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+  // The exponent of a power of two at most is added in place.
+  __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+  return _mm256_and_ps(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent)), seen);
+}
+
+INLINE __m256 round_probability(__m256 p, const intfa_probability format) {
+  switch (format) {
+    case INTFA_P_FLOAT32: return p;
+    case INTFA_P_FLOAT16: return round_float16_x8(p);
+    case INTFA_P_BFLOAT16: return drop_mantissa_x8(p, 16);
+    // 256 p uses the upper part of the format's range; the power of two cancels exactly.
+    case INTFA_P_FLOAT8:
+      return _mm256_mul_ps(round_float8_x8(_mm256_mul_ps(p, _mm256_set1_ps(256))), _mm256_set1_ps(0x1p-8f));
+    case INTFA_P_INT8: {
+      __m256 levels = _mm256_add_ps(_mm256_mul_ps(p, _mm256_set1_ps(127)), _mm256_set1_ps(0.5f));
+      return _mm256_round_ps(levels, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    }
+  }
+  return p;
 }
