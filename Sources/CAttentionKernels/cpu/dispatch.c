@@ -12,7 +12,6 @@
 static const intfa_cpu_kernels portable = {
     .name = "portable",
     .survey = intfa_survey__portable,
-    .rotated_maxima = intfa_rotated_maxima__portable,
     .quantize = intfa_quantize__portable,
     .key_bytes = intfa_key_bytes__portable,
     .value_bytes = intfa_value_bytes__portable,
@@ -34,7 +33,6 @@ static const intfa_cpu_kernels portable = {
   {                                                        \
       .name = "avx512vnni",                                \
       .survey = intfa_survey__avx512vnni,                  \
-      .rotated_maxima = intfa_rotated_maxima__avx512vnni,  \
       .quantize = intfa_quantize__avx512vnni,              \
       .key_bytes = intfa_key_bytes__avx512vnni,            \
       .value_bytes = intfa_value_bytes__avx512vnni,        \
@@ -46,7 +44,7 @@ static const intfa_cpu_kernels portable = {
       .pack_running_keys = intfa_pack_running_keys__portable,      \
       .pack_running_values = intfa_pack_running_values__portable,  \
       .attend_running = running,                           \
-      .merge = intfa_merge__portable,                      \
+      .merge = intfa_merge__avx512vnni,                    \
       .finish = intfa_finish__avx512vnni,                  \
       .peak = intfa_peak__avx512vnni,                      \
   }
@@ -58,7 +56,6 @@ static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend
   {                                                        \
       .name = #set,                                        \
       .survey = intfa_survey__avx2,        \
-      .rotated_maxima = intfa_rotated_maxima__avx2,        \
       .quantize = intfa_quantize__avx2,        \
       .key_bytes = intfa_key_bytes__avx2,                  \
       .value_bytes = intfa_value_bytes__avx2,              \

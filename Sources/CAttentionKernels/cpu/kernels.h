@@ -5,8 +5,8 @@
 #pragma GCC visibility push(hidden)
 
 void intfa_survey__avx512vnni(const intfa_survey *);
-void intfa_rotated_maxima__avx512vnni(const intfa_rows *, int64_t, int64_t, int32_t, bool, float *);
 void intfa_quantize__avx512vnni(const intfa_quantize *);
+void intfa_merge__avx512vnni(const intfa_merge *);
 void intfa_finish__avx512vnni(const intfa_finish *);
 int64_t intfa_key_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4);
 int64_t intfa_value_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4);
@@ -16,7 +16,6 @@ void intfa_attend_tiles__avx512vnni(const intfa_attend_tiles *);
 int64_t intfa_peak__avx512vnni(intfa_peak_kind, int64_t rounds);
 
 void intfa_survey__avx2(const intfa_survey *);
-void intfa_rotated_maxima__avx2(const intfa_rows *, int64_t, int64_t, int32_t, bool, float *);
 void intfa_quantize__avx2(const intfa_quantize *);
 void intfa_finish__avx2(const intfa_finish *);
 int64_t intfa_key_bytes__avx2(int64_t tokens, int32_t dimension, bool int4);

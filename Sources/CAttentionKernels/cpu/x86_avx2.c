@@ -31,9 +31,9 @@ INLINE int32_t unit_place(int32_t row, int32_t pair) {
 }
 INLINE void store_row(__m256i words, const int8_t *n, int32_t row, weights *p, int32_t sum[ROWS][8]) {
   __m256i *sums = (__m256i *)sum[row];
-  __m256i weights_of_keys = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)n));
+  __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)n));
   _mm256_store_si256((__m256i *)p->bytes + row, words);
-  _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), words, weights_of_keys));
+  _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), words, _mm256_permute4x64_epi64(codes, 0xD8)));
 }
 INLINE void store_even(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
   store_row(words, n, 2 * pair, p, sum);

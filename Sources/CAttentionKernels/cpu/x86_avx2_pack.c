@@ -1,10 +1,9 @@
 // Storage of quantised keys and values for the 256-bit tile loops, with and without vpdpbusd.
 //
 // Keys: per 16 tokens [D / 4][16 tokens][4 channels], code + 128. Values: per 64 tokens
-// [Dv / 16][16][16 channels][4 tokens]; n_j: per 16 tokens the quads 0, 2, 1, 3, as narrowing leaves
-// the weights. D is padded to 4 channels, Dv to 16, tokens to 64, all with zeros. Four-bit operands
-// are stored as the INT8 codes that they stand for: one call reads each tile once per 256 rows, and
-// unpacking would cost more than the bytes.
+// [Dv / 16][16][16 channels][4 tokens]. D is padded to 4 channels, Dv to 16, tokens to 64, all with
+// zeros. Four-bit operands are stored as the INT8 codes that they stand for: one call reads each tile
+// once per 256 rows, and unpacking would cost more than the bytes.
 #if defined(__x86_64__)
 #include "kernels.h"
 
@@ -90,13 +89,6 @@ INLINE void pack_values(const int32_t order[4], const intfa_pack *a) {
         _mm_store_si128(to + 2, _mm_unpacklo_epi16(AB, CD));
         _mm_store_si128(to + 3, _mm_unpackhi_epi16(AB, CD));
       }
-    if (!a->weights) continue;
-    const int32_t count = tokens_from(a, first);
-    for (int32_t token = 0; token < INTFA_PACK_UNIT; token++) {
-      const int32_t quad = token / 4 % 4, place = quad == 1 ? 2 : quad == 2 ? 1 : quad;
-      a->target_weights[first + token / KEYS * KEYS + place * 4 + token % 4] =
-          token < count ? a->weights[first + token] : 0;
-    }
   }
 }
 

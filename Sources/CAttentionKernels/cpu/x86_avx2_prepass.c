@@ -56,6 +56,7 @@ INLINE float largest_of(const int32_t chunks, const __m256 *x) {
 // ---------------------------------------------------------------------------------- survey
 
 INLINE void survey(const int32_t chunks, const intfa_survey *a) {
+  const int32_t rotated = a->rotates ? a->dimension & -a->dimension : 1;
   const __m256i below = _mm256_set1_epi32((int32_t)bits_of(a->limit) - 1);
   __m256i largest = _mm256_setzero_si256();
   __m256 x[MAX_CHUNKS], sums[MAX_CHUNKS];
@@ -72,6 +73,9 @@ INLINE void survey(const int32_t chunks, const intfa_survey *a) {
       largest = _mm256_max_epu32(largest, row_largest);
       const int bad = _mm256_movemask_epi8(_mm256_cmpgt_epi32(row_largest, below));
       if (__builtin_expect(bad != 0, 0) && first_bad < 0) first_bad = row;
+      if (!a->row_maxima) continue;
+      rotate_chunks(chunks, x, rotated);
+      a->row_maxima[row - a->begin] = largest_of(chunks, x);
     }
     if (!a->block_sums) continue;
     float *target = a->block_sums + (block - a->begin) / INTFA_SUM_BLOCK * a->dimension;
@@ -82,18 +86,7 @@ INLINE void survey(const int32_t chunks, const intfa_survey *a) {
   *a->first_bad = first_bad;
 }
 
-// ---------------------------------------------------------------------------------- maxima, codes
-
-INLINE void rotated_maxima(const int32_t chunks, const intfa_rows *rows, int64_t begin, int64_t end,
-                           int32_t dimension, bool rotates, float *largest) {
-  const int32_t block = rotates ? dimension & -dimension : 1;
-  __m256 x[MAX_CHUNKS];
-  for (int64_t row = begin; row < end; row++) {
-    load_chunks(chunks, rows, row, dimension, x);
-    rotate_chunks(chunks, x, block);
-    *largest++ = largest_of(chunks, x);
-  }
-}
+// ---------------------------------------------------------------------------------- codes
 
 // The codes of eight channels, of which `left` exist.
 INLINE void store_codes(int8_t *codes, int32_t left, __m256 x, __m256 multiplier) {
@@ -136,7 +129,8 @@ INLINE void quantize(const int32_t chunks, const intfa_quantize *a) {
       __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
       UNROLL for (int32_t i = 0; i < chunks; i++)
         sum[i % 2] = _mm256_add_ps(sum[i % 2], _mm256_mul_ps(load_lanes(&mean, 0, LANES * i, d), x[i]));
-      a->biases[h * a->bias_stride + row] = a->bias_factor * sum_of_lanes(sum[0], sum[1]);
+      const float bias = a->bias_factor * sum_of_lanes(sum[0], sum[1]);
+      a->biases[h * a->bias_stride + row] = a->bias_addend ? bias + a->bias_addend[row] : bias;
     }
   }
 }
@@ -205,10 +199,6 @@ INLINE void normalize(const int32_t chunks, const intfa_finish *a) {
   } while (0)
 
 void intfa_survey__avx2(const intfa_survey *a) { FOR_CHUNKS(a->dimension, survey(CHUNKS, a)); }
-void intfa_rotated_maxima__avx2(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,
-                                bool rotates, float *largest) {
-  FOR_CHUNKS(dimension, rotated_maxima(CHUNKS, rows, begin, end, dimension, rotates, largest));
-}
 void intfa_quantize__avx2(const intfa_quantize *a) { FOR_CHUNKS(a->dimension, quantize(CHUNKS, a)); }
 void intfa_finish__avx2(const intfa_finish *a) {
   FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, a));

@@ -34,8 +34,9 @@ INLINE void store_odd(__m256i words, const int8_t *n, int32_t pair, weights *p, 
   __m256i *target = (__m256i *)p->bytes + pair, *sums = (__m256i *)sum[pair];
   __m256i bytes = _mm256_packus_epi16(_mm256_load_si256(target), words);
   __m256i quads = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)n));
+  quads = _mm256_permutevar8x32_epi32(quads, _mm256_setr_epi32(0, 2, 0, 2, 1, 3, 1, 3));
   _mm256_store_si256(target, bytes);
-  _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), bytes, _mm256_permute4x64_epi64(quads, 0x50)));
+  _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), bytes, quads));
 }
 INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
   __m128i pairs[ROWS / 2];

@@ -48,8 +48,8 @@ final class CPUKernel: AttentionKernel {
     let call = CPUCall(kernel: self, operands: operands, workspace: workspace, layout: layout)
     try call.survey()
     call.findMeans()
-    call.quantizeKeys()
-    call.quantizeValues()
+    call.findValueScales()
+    call.quantize()
     call.attend()
   }
 
