@@ -22,7 +22,7 @@ enum {
   INTFA_VALUE_GROUP = 16,  // channels of one token that share step and offset of 4-bit values
   INTFA_PACK_UNIT = 64,    // tokens that are packed together
   INTFA_OUT_UNIT = 64,     // floats that rows of `out` are padded to
-  INTFA_ROW_UNIT = 4,      // rows that buffers of rows are padded to
+  INTFA_ROW_UNIT = 8,      // rows that buffers of rows are padded to
   INTFA_SUM_BLOCK = 256,   // rows that are summed one after the other before block sums are added
   INTFA_SCRATCH_BYTES = 320 * 1024  // what attend_tiles and attend_running may use, 64-aligned
 };
