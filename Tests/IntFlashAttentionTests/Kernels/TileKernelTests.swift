@@ -38,22 +38,25 @@ import Testing
     let keyBytes = unsafe kernels.key_bytes(tokens, 1, false)
     let valueBytes = unsafe kernels.value_bytes(tokens, 64, false)
     let scratchBytes = Int64(INTFA_SCRATCH_BYTES)
-    // Keys, values, n_j, four rows of output, scratch, in whole cache lines.
-    let sizes = [keyBytes, valueBytes, 64, 1024, scratchBytes].map { (Int($0) + 63) / 64 * 64 }
+    // Keys, values, rows of output, scratch, in whole cache lines.
+    let rows = Int(INTFA_ROW_UNIT)
+    let sizes = [keyBytes, valueBytes, Int64(rows * 256), scratchBytes].map {
+      (Int($0) + 63) / 64 * 64
+    }
     let memory = UnsafeMutableRawPointer.allocate(byteCount: sizes.reduce(0, +), alignment: 64)
     defer { unsafe memory.deallocate() }
     unsafe memory.initializeMemory(as: UInt8.self, repeating: 0, count: sizes.reduce(0, +))
-    let places = unsafe (0..<5).map { unsafe memory + sizes[..<$0].reduce(0, +) }
+    let places = unsafe (0..<4).map { unsafe memory + sizes[..<$0].reduce(0, +) }
 
     let keyCodes = [Int8](repeating: 0, count: count)
     var valueCodes = [Int8](repeating: 0, count: count * 64)
     for key in 0..<count { valueCodes[key * 64 + key] = 1 }
-    let weights = [Int8](repeating: 1, count: count)
+    let weights = [Int8](repeating: 1, count: 64)
     let scales = [Float](repeating: 1, count: 64)
     let biases = bias + [Float](repeating: 0, count: 64 - count)
-    let query: [Int8] = [0]
-    var total: [Float] = [0, 0, 0, 0]
-    var reference = [Float](repeating: -.infinity, count: 4)
+    let query = [Int8](repeating: 0, count: rows)
+    var total = [Float](repeating: 0, count: rows)
+    var reference = [Float](repeating: -.infinity, count: rows)
     unsafe keyCodes.withUnsafeBufferPointer { keyCodes in
       var packing = unsafe intfa_pack()
       unsafe packing.codes = keyCodes.baseAddress
@@ -63,53 +66,49 @@ import Testing
       unsafe kernels.pack_keys(&packing)
     }
     unsafe valueCodes.withUnsafeBufferPointer { valueCodes in
-      unsafe weights.withUnsafeBufferPointer { weights in
-        var packing = unsafe intfa_pack()
-        unsafe packing.codes = valueCodes.baseAddress
-        unsafe packing.end = tokens
-        unsafe packing.dimension = 64
-        unsafe packing.target = places[1]
-        unsafe packing.weights = weights.baseAddress
-        unsafe packing.target_weights = places[2].assumingMemoryBound(to: Int8.self)
-        unsafe kernels.pack_values(&packing)
-      }
+      var packing = unsafe intfa_pack()
+      unsafe packing.codes = valueCodes.baseAddress
+      unsafe packing.end = tokens
+      unsafe packing.dimension = 64
+      unsafe packing.target = places[1]
+      unsafe kernels.pack_values(&packing)
     }
     unsafe scales.withUnsafeBufferPointer { scales in
       unsafe biases.withUnsafeBufferPointer { biases in
         unsafe query.withUnsafeBufferPointer { query in
-          unsafe total.withUnsafeMutableBufferPointer { total in
-            unsafe reference.withUnsafeMutableBufferPointer { reference in
-              var arguments = unsafe intfa_attend_tiles()
-              unsafe arguments.rows = 1
-              unsafe arguments.head_dimension = 1
-              unsafe arguments.value_dimension = 64
-              unsafe arguments.key_end = tokens
-              unsafe arguments.first_tile = 64
-              unsafe arguments.tile = 64
-              unsafe arguments.visible = intfa_visible(first: 0, end: tokens, step: 0)
-              unsafe arguments.query = query.baseAddress
-              unsafe arguments.query_scale = scales.baseAddress
-              unsafe arguments.key = UnsafeRawPointer(places[0])
-              unsafe arguments.key_scale = scales.baseAddress
-              unsafe arguments.bias = biases.baseAddress
-              unsafe arguments.value = UnsafeRawPointer(places[1])
-              unsafe arguments.weight = UnsafePointer(
-                places[2].assumingMemoryBound(to: Int8.self)
-              )
-              unsafe arguments.sums_codes = true
-              unsafe arguments.out = places[3].assumingMemoryBound(to: Float.self)
-              unsafe arguments.out_stride = 64
-              unsafe arguments.total = total.baseAddress
-              unsafe arguments.reference = reference.baseAddress
-              unsafe arguments.scratch = places[4]
-              unsafe kernels.attend_tiles(&arguments)
+          unsafe weights.withUnsafeBufferPointer { weights in
+            unsafe total.withUnsafeMutableBufferPointer { total in
+              unsafe reference.withUnsafeMutableBufferPointer { reference in
+                var arguments = unsafe intfa_attend_tiles()
+                unsafe arguments.rows = 1
+                unsafe arguments.head_dimension = 1
+                unsafe arguments.value_dimension = 64
+                unsafe arguments.key_end = tokens
+                unsafe arguments.first_tile = 64
+                unsafe arguments.tile = 64
+                unsafe arguments.visible = intfa_visible(first: 0, end: tokens, step: 0)
+                unsafe arguments.query = query.baseAddress
+                unsafe arguments.query_scale = scales.baseAddress
+                unsafe arguments.key = UnsafeRawPointer(places[0])
+                unsafe arguments.key_scale = scales.baseAddress
+                unsafe arguments.bias = biases.baseAddress
+                unsafe arguments.value = UnsafeRawPointer(places[1])
+                unsafe arguments.weight = weights.baseAddress
+                unsafe arguments.sums_codes = true
+                unsafe arguments.out = places[2].assumingMemoryBound(to: Float.self)
+                unsafe arguments.out_stride = 64
+                unsafe arguments.total = total.baseAddress
+                unsafe arguments.reference = reference.baseAddress
+                unsafe arguments.scratch = places[3]
+                unsafe kernels.attend_tiles(&arguments)
+              }
             }
           }
         }
       }
     }
     let output = unsafe UnsafeBufferPointer(
-      start: places[3].assumingMemoryBound(to: Float.self),
+      start: places[2].assumingMemoryBound(to: Float.self),
       count: 64
     )
     return (unsafe Array(output), total[0])
