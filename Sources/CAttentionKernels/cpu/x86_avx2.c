@@ -1,9 +1,10 @@
 // Integer tile loop with 256-bit vpmaddwd (s16 x s16 -> s32) for both products of attention.
 //
-// AVX2 has no instruction that adds products of 8-bit numbers in 32 bits. vpmaddubsw adds two of them
-// in 16 bits and saturates: 2 * 255 * 127 exceeds 32767, and what does fit leaves no room to add a
-// second sum, so that its way to 32 bits (vpsignb, vpmaddubsw, vpmaddwd, vpaddd) is as long as twice
-// vpmaddwd and vpaddd on codes widened to 16 bits. A tile is widened once for all rows of a call.
+// AVX2 has no instruction that adds products of 8-bit numbers in 32 bits. vpmaddubsw adds two of
+// them in 16 bits and saturates: 2 * 255 * 127 exceeds 32767, and what does fit leaves no room to
+// add a second sum, so that its way to 32 bits (vpsignb, vpmaddubsw, vpmaddwd, vpaddd) is as long
+// as twice vpmaddwd and vpaddd on codes widened to 16 bits. A tile is widened once for all rows of
+// a call.
 //
 // instruction                    per cycle on Zen 5      here, per 6 rows x 16 keys, D = Dv = 64
 // vpmaddwd                       2 (multiply ports)      384 + 384
@@ -11,7 +12,8 @@
 // loads, broadcasts              2                       8 per 12 vpmaddwd
 //
 // Registers: 12 sums (6 rows x 16 keys or channels), 2 keys or values, 1 broadcast, 1 product.
-// Keys are packed +128 and widened without sign, values with it; a row's sums start at -128 * sum(q).
+// Keys are packed +128 and widened without sign, values with it; a row's sums start at
+// -128 * sum(q).
 // Bounds: |sums| <= 256 * 255 * 127 = 8.3e6 while scoring, 128 * 255 * 127 = 4.2e6 for values; the
 // pair that vpmaddwd adds is at most 2 * 255 * 127.
 // Error: that of the portable kernel, bit for bit.
@@ -29,16 +31,20 @@ typedef struct {
 INLINE int32_t unit_place(int32_t row, int32_t pair) {
   return row * 8 + pair / 2 % 2 * 4 + pair / 4 * 2 + pair % 2;
 }
-INLINE void store_row(__m256i words, const int8_t *n, int32_t row, weights *p, int32_t sum[ROWS][8]) {
+INLINE void store_row(__m256i words, const int8_t *n, int32_t row, weights *p,
+                      int32_t sum[ROWS][8]) {
   __m256i *sums = (__m256i *)sum[row];
   __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)n));
   _mm256_store_si256((__m256i *)p->bytes + row, words);
-  _mm256_store_si256(sums, multiply_add(_mm256_load_si256(sums), words, _mm256_permute4x64_epi64(codes, 0xD8)));
+  _mm256_store_si256(
+      sums, multiply_add(_mm256_load_si256(sums), words, _mm256_permute4x64_epi64(codes, 0xD8)));
 }
-INLINE void store_even(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+INLINE void store_even(__m256i words, const int8_t *n, int32_t pair, weights *p,
+                       int32_t sum[ROWS][8]) {
   store_row(words, n, 2 * pair, p, sum);
 }
-INLINE void store_odd(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+INLINE void store_odd(__m256i words, const int8_t *n, int32_t pair, weights *p,
+                      int32_t sum[ROWS][8]) {
   store_row(words, n, 2 * pair + 1, p, sum);
 }
 INLINE __m256i row_sums(int32_t sum[ROWS][8]) {

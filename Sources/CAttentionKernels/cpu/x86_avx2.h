@@ -30,7 +30,8 @@ INLINE __m256 exp2_x8(__m256 x) {
   p = _mm256_add_ps(_mm256_mul_ps(p, f), _mm256_set1_ps(2.4022651e-1f));
   p = _mm256_add_ps(_mm256_mul_ps(p, f), _mm256_set1_ps(6.9314718e-1f));
   p = _mm256_add_ps(_mm256_mul_ps(p, f), _mm256_set1_ps(1.0f));
-  __m256i exponent = _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127 - 0x4B400000));
+  __m256i exponent =
+      _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127 - 0x4B400000));
   return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
@@ -47,6 +48,12 @@ INLINE __m256 maxima_of_four(__m256 a, __m256 b, __m256 c, __m256 d) {
 INLINE __m256 six_maxima(const __m256 x[ROWS]) {
   __m256 a = maxima_of_four(x[0], x[1], x[2], x[3]), b = maxima_of_four(x[4], x[5], x[4], x[5]);
   return _mm256_max_ps(low_halves(a, b), high_halves(a, b));
+}
+
+// Lanes of -inf where the key is not in [first, end).
+INLINE __m256 masked(__m256 logits, __m256i key, __m256i first, __m256i end) {
+  __m256i seen = _mm256_andnot_si256(_mm256_cmpgt_epi32(first, key), _mm256_cmpgt_epi32(end, key));
+  return _mm256_blendv_ps(_mm256_set1_ps(-__builtin_inff()), logits, _mm256_castsi256_ps(seen));
 }
 
 // Sixteen partial sums added as intfa_dot adds them: halves onto each other.

@@ -1,5 +1,5 @@
-// Floats in 256-bit registers: rows of a caller's tensor, roundings, powers of two. Included inside the
-// target region of AVX2, FMA and F16C.
+// Floats in 256-bit registers: rows of a caller's tensor, roundings, powers of two. Included inside
+// the target region of AVX2, FMA and F16C.
 #pragma once
 #include "x86_avx2.h"
 
@@ -68,7 +68,8 @@ INLINE __m256 power(__m256 x) {
   p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
   // The exponent of a power of two at most is added in place.
   __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
-  return _mm256_and_ps(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent)), seen);
+  return _mm256_and_ps(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent)),
+                       seen);
 }
 
 INLINE __m256 round_probability(__m256 p, const intfa_probability format) {
@@ -78,7 +79,8 @@ INLINE __m256 round_probability(__m256 p, const intfa_probability format) {
     case INTFA_P_BFLOAT16: return drop_mantissa_x8(p, 16);
     // 256 p uses the upper part of the format's range; the power of two cancels exactly.
     case INTFA_P_FLOAT8:
-      return _mm256_mul_ps(round_float8_x8(_mm256_mul_ps(p, _mm256_set1_ps(256))), _mm256_set1_ps(0x1p-8f));
+      return _mm256_mul_ps(round_float8_x8(_mm256_mul_ps(p, _mm256_set1_ps(256))),
+                           _mm256_set1_ps(0x1p-8f));
     case INTFA_P_INT8: {
       __m256 levels = _mm256_add_ps(_mm256_mul_ps(p, _mm256_set1_ps(127)), _mm256_set1_ps(0.5f));
       return _mm256_round_ps(levels, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);

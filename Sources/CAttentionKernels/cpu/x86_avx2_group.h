@@ -60,7 +60,8 @@ static void store_totals(const intfa_attend_tiles *a, const state *s) {
 }
 
 // What the rows of group `index` see of [begin, end); false where that is nothing.
-static bool begin_group(const intfa_attend_tiles *a, int32_t index, int64_t begin, int64_t end, group *g) {
+static bool begin_group(const intfa_attend_tiles *a, int32_t index, int64_t begin, int64_t end,
+                        group *g) {
   const int32_t row = index * ROWS, left = a->rows - row;
   g->index = index;
   g->rows = left < ROWS ? left : ROWS;
@@ -77,4 +78,6 @@ static bool begin_group(const intfa_attend_tiles *a, int32_t index, int64_t begi
   for (int32_t i = 0; i < ROWS; i++) _mm256_store_ps(g->top[i], _mm256_set1_ps(-1e30f));
   return true;
 }
-INLINE bool is_whole(const group *g, int32_t sub) { return sub >= g->whole_sub && sub < g->whole_end; }
+INLINE bool is_whole(const group *g, int32_t sub) {
+  return sub >= g->whole_sub && sub < g->whole_end;
+}

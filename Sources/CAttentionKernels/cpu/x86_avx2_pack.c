@@ -2,8 +2,8 @@
 //
 // Keys: per 16 tokens [D / 4][16 tokens][4 channels], code + 128. Values: per 64 tokens
 // [Dv / 16][16][16 channels][4 tokens]. D is padded to 4 channels, Dv to 16, tokens to 64, all with
-// zeros. Four-bit operands are stored as the INT8 codes that they stand for: one call reads each tile
-// once per 256 rows, and unpacking would cost more than the bytes.
+// zeros. Four-bit operands are stored as the INT8 codes that they stand for: one call reads each
+// tile once per 256 rows, and unpacking would cost more than the bytes.
 #if defined(__x86_64__)
 #include "kernels.h"
 
@@ -60,7 +60,8 @@ void intfa_pack_keys__avx2(const intfa_pack *a) {
       for (int32_t c = 0; c < d; c += 32) {
         __m256 rows[8];
         UNROLL for (int i = 0; i < 8; i++)
-          rows[i] = _mm256_xor_ps(_mm256_load_ps((const float *)(block.codes[token + i] + c)), flip);
+          rows[i] =
+              _mm256_xor_ps(_mm256_load_ps((const float *)(block.codes[token + i] + c)), flip);
         transpose8(rows);
         for (int32_t i = 0; i < 8 && c + 4 * i < d; i++)
           _mm256_store_ps((float *)(sub + (c / 4 + i) * 4 * KEYS), rows[i]);

@@ -8,10 +8,11 @@
 #define ON_TWELVE(i)                                                                          \
   ON(i, 0) ON(i, 1) ON(i, 2) ON(i, 3) ON(i, 4) ON(i, 5) ON(i, 6) ON(i, 7) ON(i, 8) ON(i, 9)  \
   ON(i, 10) ON(i, 11)
-#define ON_SIXTY_FOUR(i)                                                          \
-  ON_TWELVE(i) ON_TWELVE(i) ON_TWELVE(i) ON_TWELVE(i) ON_TWELVE(i) ON(i, 0) ON(i, 1) ON(i, 2) ON(i, 3)
-#define REGISTERS                                                                                    \
-  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",  \
+#define ON_SIXTY_FOUR(i) \
+  ON_TWELVE(i)           \
+  ON_TWELVE(i) ON_TWELVE(i) ON_TWELVE(i) ON_TWELVE(i) ON(i, 0) ON(i, 1) ON(i, 2) ON(i, 3)
+#define REGISTERS                                                                                  \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",\
       "xmm12", "xmm13"
 #define ISSUE(instruction)                         \
   for (int64_t round = 0; round < rounds; round++) \

@@ -1,9 +1,9 @@
 // Pre-pass and epilogue with 256-bit registers: survey, rotation, quantisation, normalisation.
 //
-// A row of up to 256 channels is up to 32 vectors, of which sixteen have registers at a time; the last
-// one is padded with zeros. Every sum and butterfly is that of portable_prepass.c, in its order; the multiply
-// by +-1 that is fused with the add of a butterfly inside a register is exact, so all bits are equal.
-// Bound by the adds of the rotation, log2(D) per element.
+// A row of up to 256 channels is up to 32 vectors, of which sixteen have registers at a time; the
+// last one is padded with zeros. Every sum and butterfly is that of portable_prepass.c, in its
+// order; the multiply by +-1 that is fused with the add of a butterfly inside a register is exact,
+// so all bits are equal. Bound by the adds of the rotation, log2(D) per element.
 #if defined(__x86_64__)
 #include "kernels.h"
 
@@ -33,8 +33,8 @@ INLINE void rotate_chunks(const int32_t chunks, __m256 *x, int32_t block) {
         }
 }
 
-INLINE void load_chunks(const int32_t chunks, const intfa_rows *rows, int64_t row, int32_t dimension,
-                        __m256 *x) {
+INLINE void load_chunks(const int32_t chunks, const intfa_rows *rows, int64_t row,
+                        int32_t dimension, __m256 *x) {
   UNROLL for (int32_t i = 0; i < chunks; i++) x[i] = load_lanes(rows, row, LANES * i, dimension);
 }
 INLINE __m256i magnitude_bits(__m256 x) {
@@ -49,7 +49,8 @@ INLINE float largest_of_lanes(__m256i bits) {
 }
 INLINE float largest_of(const int32_t chunks, const __m256 *x) {
   __m256i largest = magnitude_bits(x[0]);
-  UNROLL for (int32_t i = 1; i < chunks; i++) largest = _mm256_max_epu32(largest, magnitude_bits(x[i]));
+  UNROLL for (int32_t i = 1; i < chunks; i++)
+    largest = _mm256_max_epu32(largest, magnitude_bits(x[i]));
   return largest_of_lanes(largest);
 }
 
@@ -88,14 +89,17 @@ INLINE void survey(const int32_t chunks, const intfa_survey *a) {
 
 // ---------------------------------------------------------------------------------- codes
 
-// The codes of eight channels, of which `left` exist.
-INLINE void store_codes(int8_t *codes, int32_t left, __m256 x, __m256 multiplier) {
-  __m256i code = _mm256_cvtps_epi32(_mm256_mul_ps(x, multiplier));
-  code = _mm256_max_epi32(_mm256_min_epi32(code, _mm256_set1_epi32(127)), _mm256_set1_epi32(-127));
-  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
-  __m128i bytes = _mm_packs_epi16(words, words);
-  if (left >= LANES)
-    _mm_storel_epi64((__m128i *)codes, bytes);
+// The codes of 32 channels, of which `left` exist. Magnitudes are at most 127 times the rounding of
+// the multiplier, so narrowing saturates what exceeds 127, and -128 becomes -127.
+INLINE void store_codes(int8_t *codes, int32_t left, const __m256 x[4], __m256 multiplier) {
+  __m256i code[4];
+  UNROLL for (int i = 0; i < 4; i++) code[i] = _mm256_cvtps_epi32(_mm256_mul_ps(x[i], multiplier));
+  __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]),
+                                     _mm256_packs_epi32(code[2], code[3]));
+  bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  bytes = _mm256_max_epi8(bytes, _mm256_set1_epi8(-127));
+  if (left >= 32)
+    _mm256_storeu_si256((__m256i *)codes, bytes);
   else if (left > 0)
     memcpy(codes, &bytes, (size_t)left);
 }
@@ -122,13 +126,14 @@ INLINE void quantize(const int32_t chunks, const intfa_quantize *a) {
       multiplier = 127.0f / largest;
       *scales++ = largest / 127.0f;
     }
-    UNROLL for (int32_t i = 0; i < chunks; i++)
-      store_codes(codes + LANES * i, d - LANES * i, x[i], _mm256_set1_ps(multiplier));
+    UNROLL for (int32_t i = 0; i < chunks; i += 4)
+      store_codes(codes + LANES * i, d - LANES * i, x + i, _mm256_set1_ps(multiplier));
     for (int32_t h = 0; h < a->bias_count; h++) {
       const intfa_rows mean = {a->bias_means + h * a->bias_mean_stride, 0, INTFA_FLOAT32};
       __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
       UNROLL for (int32_t i = 0; i < chunks; i++)
-        sum[i % 2] = _mm256_add_ps(sum[i % 2], _mm256_mul_ps(load_lanes(&mean, 0, LANES * i, d), x[i]));
+        sum[i % 2] =
+            _mm256_add_ps(sum[i % 2], _mm256_mul_ps(load_lanes(&mean, 0, LANES * i, d), x[i]));
       const float bias = a->bias_factor * sum_of_lanes(sum[0], sum[1]);
       a->biases[h * a->bias_stride + row] = a->bias_addend ? bias + a->bias_addend[row] : bias;
     }
@@ -180,10 +185,7 @@ INLINE void normalize(const int32_t chunks, const intfa_finish *a) {
 // upper ones of which are zero.
 #define FOR_CHUNKS(dimension, call)      \
   do {                                   \
-    if ((dimension) <= 16) {             \
-      enum { CHUNKS = 2 };               \
-      call;                              \
-    } else if ((dimension) <= 32) {      \
+    if ((dimension) <= 32) {             \
       enum { CHUNKS = 4 };               \
       call;                              \
     } else if ((dimension) <= 64) {      \
@@ -199,7 +201,9 @@ INLINE void normalize(const int32_t chunks, const intfa_finish *a) {
   } while (0)
 
 void intfa_survey__avx2(const intfa_survey *a) { FOR_CHUNKS(a->dimension, survey(CHUNKS, a)); }
-void intfa_quantize__avx2(const intfa_quantize *a) { FOR_CHUNKS(a->dimension, quantize(CHUNKS, a)); }
+void intfa_quantize__avx2(const intfa_quantize *a) {
+  FOR_CHUNKS(a->dimension, quantize(CHUNKS, a));
+}
 void intfa_finish__avx2(const intfa_finish *a) {
   FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, a));
   intfa_finish_log_sum_exp(a);

@@ -1,7 +1,8 @@
-// Float tile loop with 256-bit fused multiply-add, and vpmaddwd for INT8 scores; its packed operands.
+// Float tile loop with 256-bit fused multiply-add, and vpmaddwd for INT8 scores; its packed
+// operands.
 //
-// Packed float keys: per 16 tokens [D][16]; INT8 keys as pack_keys has them. Packed values, floats or
-// codes: float32, per 64 tokens [Dv / 16][64][16], zeros where there are no tokens or channels.
+// Packed float keys: per 16 tokens [D][16]; INT8 keys as pack_keys has them. Packed values, floats
+// or codes: float32, per 64 tokens [Dv / 16][64][16], zeros where there are no tokens or channels.
 // Bounds and error: x86_avx2_running.h; INT8 scores: x86_avx2.c.
 #if defined(__x86_64__)
 #include "kernels.h"
@@ -28,7 +29,8 @@ INLINE __m256 code_lanes(const int8_t *codes, int32_t left) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(eight)));
 }
 // Channels c ... c + 7 of a token as they multiply.
-INLINE __m256 operand_lanes(const intfa_pack_running *a, intfa_format format, int64_t token, int32_t c) {
+INLINE __m256 operand_lanes(const intfa_pack_running *a, intfa_format format, int64_t token,
+                            int32_t c) {
   if (token >= a->end || c >= a->dimension) return _mm256_setzero_ps();
   if (format == INTFA_INT8)
     return code_lanes(a->codes + (token - a->begin) * a->dimension + c, a->dimension - c);
@@ -48,9 +50,11 @@ void intfa_pack_running_keys__avx2(const intfa_pack_running *a) {
     float *target = (float *)a->target + first / KEYS * KEYS * d + first % KEYS;
     for (int32_t c = 0; c < d; c += LANES) {
       __m256 rows[LANES];
-      for (int32_t i = 0; i < LANES; i++) rows[i] = operand_lanes(a, a->formats.score, first + i, c);
+      for (int32_t i = 0; i < LANES; i++)
+        rows[i] = operand_lanes(a, a->formats.score, first + i, c);
       transpose8(rows);
-      for (int32_t i = 0; i < LANES && c + i < d; i++) _mm256_store_ps(target + (c + i) * KEYS, rows[i]);
+      for (int32_t i = 0; i < LANES && c + i < d; i++)
+        _mm256_store_ps(target + (c + i) * KEYS, rows[i]);
     }
   }
 }

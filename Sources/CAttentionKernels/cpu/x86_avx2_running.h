@@ -1,10 +1,10 @@
-// Float tile loop of 6 query rows x 16 keys or channels in 256-bit registers: P against the running row
-// maximum. Included inside the target region of an instruction set with FMA and F16C, after its units,
-// which multiply INT8 scores.
+// Float tile loop of 6 query rows x 16 keys or channels in 256-bit registers: P against the running
+// row maximum. Included inside the target region of an instruction set with FMA and F16C, after its
+// units, which multiply INT8 scores.
 //
-// Registers: 12 sums, 2 keys or values, 1 broadcast: 8 loads for 12 vfmadd231ps, which two load ports
-// and two multiply ports sustain. Operands in 16 bits are kept as float32, so their products are exact;
-// so are the sums of INT8 values and P, below 128 * 127 * 127 = 2.1e6 < 2^24.
+// Registers: 12 sums, 2 keys or values, 1 broadcast: 8 loads for 12 vfmadd231ps, which two load
+// ports and two multiply ports sustain. Operands in 16 bits are kept as float32, so their products
+// are exact; so are the sums of INT8 values and P, below 128 * 127 * 127 = 2.1e6 < 2^24.
 // Error against the portable kernel: the order of float32 sums and fused polynomials, about 1e-6 of
 // the result.
 #pragma once
@@ -38,8 +38,8 @@ _Static_assert(sizeof(state) <= INTFA_SCRATCH_BYTES, "fits the scratch memory of
 static void load_codes(const intfa_attend_running *a, state *s) {
   const int32_t d = a->head_dimension;
   for (int32_t row = 0; row < a->rows; row += ROWS)
-    load_query_units(a->query_codes + (int64_t)row * d, a->rows - row < ROWS ? a->rows - row : ROWS, d,
-                     s->units + (int64_t)row * steps_of(d), s->start[row / ROWS]);
+    load_query_units(a->query_codes + (int64_t)row * d, a->rows - row < ROWS ? a->rows - row : ROWS,
+                     d, s->units + (int64_t)row * steps_of(d), s->start[row / ROWS]);
 }
 
 static void load_floats(const intfa_attend_running *a, state *s) {
@@ -56,7 +56,8 @@ static void load_floats(const intfa_attend_running *a, state *s) {
       }
       transpose8(rows);
       for (int32_t i = 0; i < LANES && c + i < d; i++)
-        _mm256_maskstore_ps(s->query + (int64_t)row * d + (c + i) * ROWS, first_lanes(ROWS), rows[i]);
+        _mm256_maskstore_ps(s->query + (int64_t)row * d + (c + i) * ROWS, first_lanes(ROWS),
+                            rows[i]);
     }
 }
 
@@ -74,8 +75,8 @@ INLINE void float_scores(const float *q, const float *k, int32_t d, __m256 acc[R
     }
   }
 }
-INLINE void code_scores(const int32_t *units, const int32_t *start, const uint8_t *key, int32_t steps,
-                        __m256 products[ROWS][2]) {
+INLINE void code_scores(const int32_t *units, const int32_t *start, const uint8_t *key,
+                        int32_t steps, __m256 products[ROWS][2]) {
   __m256i acc[ROWS][2];
   UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_set1_epi32(start[i]);
   KEEP_LOOP for (int32_t step = 0; step < steps; step++) score_step(units, key, step, acc);
@@ -117,7 +118,6 @@ static void cap_logits(const intfa_attend_running *a, group *g) {
 
 // Logits of keys that a row does not see become -inf.
 static void mask_logits(const intfa_attend_running *a, group *g, int64_t begin, int64_t end) {
-  const __m256 none = _mm256_set1_ps(-__builtin_inff());
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   for (int32_t i = 0; i < ROWS; i++) {
     key_range seen = visible_keys(&a->visible, g->row + i, begin, end);
@@ -125,8 +125,7 @@ static void mask_logits(const intfa_attend_running *a, group *g, int64_t begin, 
     __m256i last = _mm256_set1_epi32((int32_t)(seen.end > begin ? seen.end - begin : 0));
     for (int32_t j = g->first_sub * KEYS; j < g->end_sub * KEYS; j += LANES) {
       __m256i key = _mm256_add_epi32(lanes, _mm256_set1_epi32(j));
-      __m256i visible = _mm256_andnot_si256(_mm256_cmpgt_epi32(first, key), _mm256_cmpgt_epi32(last, key));
-      __m256 x = _mm256_blendv_ps(none, _mm256_load_ps(g->logit[i] + j), _mm256_castsi256_ps(visible));
+      __m256 x = masked(_mm256_load_ps(g->logit[i] + j), key, first, last);
       _mm256_store_ps(g->logit[i] + j, x);
     }
   }
@@ -151,13 +150,15 @@ INLINE void softmax(const intfa_probability format, const intfa_attend_running *
   _mm256_store_ps(g->row_top, top);
   _mm256_store_ps(g->keep, exp2_x8(_mm256_sub_ps(before, top)));
   for (int32_t i = 0; i < g->rows; i++) {
-    __m256 row_top = _mm256_broadcast_ss(g->row_top + i), sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    KEEP_LOOP for (int32_t j = first; j < end; j += KEYS) UNROLL for (int half = 0; half < 2; half++) {
-      float *logit = g->logit[i] + j + 8 * half;
-      __m256 p = power(_mm256_sub_ps(_mm256_load_ps(logit), row_top));
-      sum[half] = _mm256_add_ps(sum[half], p);
-      _mm256_store_ps(logit, round_probability(p, format));
-    }
+    __m256 row_top = _mm256_broadcast_ss(g->row_top + i),
+           sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    KEEP_LOOP for (int32_t j = first; j < end; j += KEYS) UNROLL
+      for (int half = 0; half < 2; half++) {
+        float *logit = g->logit[i] + j + 8 * half;
+        __m256 p = power(_mm256_sub_ps(_mm256_load_ps(logit), row_top));
+        sum[half] = _mm256_add_ps(sum[half], p);
+        _mm256_store_ps(logit, round_probability(p, format));
+      }
     sums[i] = sum_of_lanes(sum[0], sum[1]);
     a->reference[g->row + i] = g->row_top[i];
     a->total[g->row + i] = a->total[g->row + i] * g->keep[i] + sums[i];
@@ -166,8 +167,9 @@ INLINE void softmax(const intfa_probability format, const intfa_attend_running *
 
 // ---------------------------------------------------------------------------------- values
 
-// out = keep * out + p x values of sixteen channels; `value` is the column at the tile's first token.
-INLINE void value_column(const group *g, const float *value, int64_t block, float *const out[ROWS]) {
+// out = keep * out + p x values of sixteen channels; `value` is the column, from the tile on.
+INLINE void value_column(const group *g, const float *value, int64_t block,
+                         float *const out[ROWS]) {
   __m256 acc[ROWS][2];
   UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_setzero_ps();
   KEEP_LOOP for (int32_t sub = g->first_sub; sub < g->end_sub; sub++) {
@@ -185,7 +187,8 @@ INLINE void value_column(const group *g, const float *value, int64_t block, floa
   UNROLL for (int i = 0; i < ROWS; i++) {
     __m256 keep = _mm256_broadcast_ss(g->keep + i);
     UNROLL for (int j = 0; j < 2; j++)
-      _mm256_storeu_ps(out[i] + 8 * j, _mm256_fmadd_ps(_mm256_loadu_ps(out[i] + 8 * j), keep, acc[i][j]));
+      _mm256_storeu_ps(out[i] + 8 * j,
+                       _mm256_fmadd_ps(_mm256_loadu_ps(out[i] + 8 * j), keep, acc[i][j]));
   }
 }
 

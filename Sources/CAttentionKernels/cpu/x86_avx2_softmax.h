@@ -4,20 +4,23 @@
 
 // ---------------------------------------------------------------------------------- exponentials
 
-// round(255 * 2^((logit - top) / 64)) of eight keys: 255 * 2^-(i/64) as the product of two tables of
-// eight entries, for bits 3...5 and 0...2 of i, and a power of two. Rounded to integers the products
-// are the portable kernel's for every i. `coarse` entry c has c added to its exponent's last three
-// bits' place, bit 20, so that one subtraction takes c and the power of two away together.
+// round(255 * 2^((logit - top) / 64)) of eight keys: 255 * 2^-(i/64) as the product of two tables
+// of eight entries, for bits 3...5 and 0...2 of i, and a power of two. Rounded to integers the
+// products are the portable kernel's for every i. `coarse` entry c has c added to its exponent's
+// last three bits' place, bit 20, so that one subtraction takes c and the power of two away
+// together.
 INLINE __m256i powers(const float *logit, __m256 top) {
   const __m256i coarse = _mm256_setr_epi32(0x437F0000, 0x4379D606, 0x43766DB8, 0x4374A1C3,
                                            0x43744FEE, 0x437558D8, 0x43779FB8, 0x437B0A2C);
   const __m256 fine = _mm256_setr_ps(1.0f, 0.98922801f, 0.978572071f, 0.96803087f, 0.957603276f,
                                      0.947287977f, 0.93708384f, 0.926989555f);
-  __m256 distance = _mm256_min_ps(_mm256_sub_ps(top, _mm256_load_ps(logit)), _mm256_set1_ps(2047.0f));
+  __m256 distance =
+      _mm256_min_ps(_mm256_sub_ps(top, _mm256_load_ps(logit)), _mm256_set1_ps(2047.0f));
   __m256i steps = _mm256_cvtps_epi32(distance), eighths = _mm256_srli_epi32(steps, 3);
   __m256i power = _mm256_sub_epi32(_mm256_permutevar8x32_epi32(coarse, eighths),
                                    _mm256_slli_epi32(eighths, 20));
-  return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(power), _mm256_permutevar8x32_ps(fine, steps)));
+  return _mm256_cvtps_epi32(
+      _mm256_mul_ps(_mm256_castsi256_ps(power), _mm256_permutevar8x32_ps(fine, steps)));
 }
 
 // P of two rows and one sub-tile, the unit in which exponentials are spread over the multiplies.
@@ -33,7 +36,8 @@ typedef struct {
 INLINE portion next_portion(group *g, const int8_t *n) {
   const int32_t sub = g->first_sub + g->done / PAIRS, pair = g->done % PAIRS;
   g->done++;
-  return (portion){g->logit[sub] + 2 * pair, g->row_top + 2 * pair, n + sub * KEYS, &g->p[sub], g->sum, pair};
+  return (portion){
+      g->logit[sub] + 2 * pair, g->row_top + 2 * pair, n + sub * KEYS, &g->p[sub], g->sum, pair};
 }
 INLINE __m256i row_powers(const portion *o, int32_t row) {
   __m256 top = _mm256_broadcast_ss(o->top + row);
@@ -41,7 +45,9 @@ INLINE __m256i row_powers(const portion *o, int32_t row) {
   __asm__ volatile("" : "+x"(low));  // one after the other: four registers are free
   return _mm256_packs_epi32(low, powers(o->logit[row] + LANES, top));
 }
-INLINE void even_row(const portion *o) { store_even(row_powers(o, 0), o->n, o->pair, o->p, o->sum); }
+INLINE void even_row(const portion *o) {
+  store_even(row_powers(o, 0), o->n, o->pair, o->p, o->sum);
+}
 INLINE void odd_row(const portion *o) { store_odd(row_powers(o, 1), o->n, o->pair, o->p, o->sum); }
 
 // What the multiplies left.
@@ -62,8 +68,8 @@ INLINE int32_t portions_left(const group *g, int32_t count) {
 // ---------------------------------------------------------------------------------- masks and caps
 
 // Logits of keys that a row does not see become -inf, in the sub-tiles that have some.
-static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, group *g, int64_t begin,
-                                                  int64_t end) {
+static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, group *g,
+                                                  int64_t begin, int64_t end) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256i first[ROWS], last[ROWS];
   for (int32_t i = 0; i < ROWS; i++) {
@@ -77,18 +83,15 @@ static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, g
       for (int32_t j = 0; j < KEYS; j += LANES) {
         float *logit = g->logit[sub][i] + j;
         __m256i key = _mm256_add_epi32(lanes, _mm256_set1_epi32(sub * KEYS + j));
-        __m256i visible = _mm256_andnot_si256(_mm256_cmpgt_epi32(first[i], key),
-                                              _mm256_cmpgt_epi32(last[i], key));
-        __m256 x = _mm256_blendv_ps(_mm256_set1_ps(-__builtin_inff()), _mm256_load_ps(logit),
-                                    _mm256_castsi256_ps(visible));
+        __m256 x = masked(_mm256_load_ps(logit), key, first[i], last[i]);
         _mm256_store_ps(logit, x);
         _mm256_store_ps(g->top[i], _mm256_max_ps(_mm256_load_ps(g->top[i]), x));
       }
   }
 }
 
-static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, const state *s, group *g,
-                                                 int64_t begin) {
+static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, const state *s,
+                                                 group *g, int64_t begin) {
   for (int32_t i = 0; i < ROWS; i++) {
     const float shift = s->shift[g->index][i];
     __m256 top = _mm256_set1_ps(-1e30f);
@@ -103,18 +106,21 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, co
   }
 }
 
-// ---------------------------------------------------------------------------------- row sums, gains
+// --------------------------------------------------------------------------------- row sums, gains
 
 // Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them.
 static __attribute__((noinline)) void real_row_sums(const intfa_attend_tiles *a, const group *g,
                                                     int64_t begin, float sums[LANES]) {
   const __m256 none = _mm256_set1_ps(-__builtin_inff());
   for (int32_t i = 0; i < ROWS; i++) {
-    __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, top = _mm256_set1_ps(g->row_top[i]);
+    __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()},
+           top = _mm256_set1_ps(g->row_top[i]);
     for (int32_t j = g->first_sub * KEYS; j < g->end_sub * KEYS; j += LANES) {
       __m256 logit = _mm256_load_ps(g->logit[j / KEYS][i] + j % KEYS);
-      __m256i steps = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_sub_ps(top, logit), _mm256_set1_ps(2047.0f)));
-      __m256i index = _mm256_and_si256(steps, _mm256_set1_epi32(63)), shift = _mm256_srli_epi32(steps, 6);
+      __m256i steps =
+          _mm256_cvtps_epi32(_mm256_min_ps(_mm256_sub_ps(top, logit), _mm256_set1_ps(2047.0f)));
+      __m256i index = _mm256_and_si256(steps, _mm256_set1_epi32(63)),
+              shift = _mm256_srli_epi32(steps, 6);
       __m256i exponent = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_set1_epi32(127), shift), 23);
       __m256 p = a->sums_codes ? _mm256_cvtepi32_ps(powers(g->logit[j / KEYS][i] + j % KEYS, top))
                                : _mm256_mul_ps(_mm256_i32gather_ps(real_power_table, index, 4),
@@ -152,7 +158,8 @@ INLINE void choose_gain(const intfa_attend_tiles *a, state *s, group *g) {
   if (__builtin_expect(_mm256_movemask_ps(jump) != 0, 0)) {
     _Alignas(32) float factor[LANES];
     const __m256 one = _mm256_set1_ps(1.0f);
-    __m256 down = exp2_x8(_mm256_mul_ps(_mm256_sub_ps(_mm256_setzero_ps(), excess), _mm256_set1_ps(1.0f / STEPS)));
+    __m256 down = exp2_x8(
+        _mm256_mul_ps(_mm256_sub_ps(_mm256_setzero_ps(), excess), _mm256_set1_ps(1.0f / STEPS)));
     _mm256_store_ps(factor, _mm256_blendv_ps(one, down, jump));
     rescale(a, s, g, factor);
     _mm256_store_ps(s->reference[g->index], _mm256_blendv_ps(reference, top, jump));

@@ -6,8 +6,8 @@
 // Loop: key tile (64 or 128 keys) > 6 query rows. The exponentials of six rows are spread over the
 // products of their neighbours: half of them run between the value columns of the six rows before,
 // half between the scores of the six rows after, in portions that schedulers can hold.
-// The float operations are those of portable_tiles.c one by one (no fused multiply-add), so all bits
-// are equal.
+// The float operations are those of portable_tiles.c one by one (no fused multiply-add), so all
+// bits are equal.
 #pragma once
 #include "x86_avx2_softmax.h"
 
@@ -45,7 +45,8 @@ INLINE void score(const score_operands *o, group *g, int32_t sub, group *earlier
   UNROLL for (int i = 0; i < ROWS; i++) {
     __m256 scale = _mm256_broadcast_ss(o->query_scale + i), top = _mm256_load_ps(tops[i]);
     UNROLL for (int j = 0; j < 2; j++) {
-      __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[i][j]), _mm256_loadu_ps(o->key_scale + 8 * j));
+      __m256 x =
+          _mm256_mul_ps(_mm256_cvtepi32_ps(acc[i][j]), _mm256_loadu_ps(o->key_scale + 8 * j));
       x = _mm256_add_ps(_mm256_mul_ps(x, scale), _mm256_loadu_ps(o->bias + 8 * j));
       top = _mm256_max_ps(top, x);
       _mm256_store_ps(g->logit[sub][i] + 8 * j, x);
@@ -62,7 +63,8 @@ typedef struct {
   int64_t block_bytes;
 } value_operands;
 
-INLINE void value_steps(const value_operands *o, const group *g, int32_t sub, __m256i acc[ROWS][2]) {
+INLINE void value_steps(const value_operands *o, const group *g, int32_t sub,
+                        __m256i acc[ROWS][2]) {
   const int8_t *v = o->value + sub / BLOCK * o->block_bytes + sub % BLOCK * UNITS * STEP_BYTES;
   const uint8_t *p = g->p[sub].bytes;
   UNROLL for (int t = 0; t < UNITS; t++) {
@@ -80,8 +82,8 @@ INLINE void value_steps(const value_operands *o, const group *g, int32_t sub, __
 }
 
 // out += gain * (p x values) of sixteen channels, and up to `count` portions of the six rows after.
-INLINE void value_column(const value_operands *o, const group *g, float *const out[ROWS], group *next,
-                         int32_t count, const int8_t *n) {
+INLINE void value_column(const value_operands *o, const group *g, float *const out[ROWS],
+                         group *next, int32_t count, const int8_t *n) {
   __m256i acc[ROWS][2];
   UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
   int32_t sub = g->first_sub;

@@ -1,5 +1,5 @@
-// A unit of 32 bits in AVX2: two codes of 16 bits, which vpmaddwd multiplies and adds. Included inside
-// the target region.
+// A unit of 32 bits in AVX2: two codes of 16 bits, which vpmaddwd multiplies and adds. Included
+// inside the target region.
 #pragma once
 #include "x86_avx2.h"
 
@@ -9,7 +9,9 @@ INLINE __m256i multiply_add(__m256i sums, __m256i a, __m256i b) {
   return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
 }
 // Even and odd bytes of quads as pairs of 16-bit numbers, with their signs.
-INLINE __m256i even_codes(__m256i quads) { return _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8); }
+INLINE __m256i even_codes(__m256i quads) {
+  return _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8);
+}
 INLINE __m256i odd_codes(__m256i quads) { return _mm256_srai_epi16(quads, 8); }
 
 // Returns where the next units go.
@@ -38,6 +40,7 @@ typedef struct {
 INLINE const uint8_t *load_keys(const void *key, int32_t dimension, int64_t begin, int64_t end,
                                 key_buffer *buffer) {
   const int64_t stride = padded(dimension, 4);
-  widen_keys((const uint8_t *)key + begin * stride, padded(end - begin, KEYS) * stride, buffer->key);
+  widen_keys((const uint8_t *)key + begin * stride, padded(end - begin, KEYS) * stride,
+             buffer->key);
   return buffer->key;
 }

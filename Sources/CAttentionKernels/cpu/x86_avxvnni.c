@@ -1,4 +1,5 @@
-// Integer tile loop with 256-bit vpdpbusd (u8 x s8 -> s32, AVX-VNNI) for both products of attention.
+// Integer tile loop with 256-bit vpdpbusd (u8 x s8 -> s32, AVX-VNNI) for both products of
+// attention.
 //
 // instruction                    per cycle on Zen 5      here, per 6 rows x 16 keys, D = Dv = 64
 // vpdpbusd                       2 (multiply ports)      192 + 192
@@ -16,8 +17,8 @@
 #pragma clang attribute push(__attribute__((target("avx2,avxvnni"))), apply_to = function)
 #include "x86_avxvnni_units.h"
 
-// P of sixteen keys: two rows share a register of 32 bytes, in the order that narrowing 32 -> 16 -> 8
-// bits leaves: quads 0 and 2 of the even row, of the odd row; then quads 1 and 3.
+// P of sixteen keys: two rows share a register of 32 bytes, in the order that narrowing 32 -> 16 ->
+// 8 bits leaves: quads 0 and 2 of the even row, of the odd row; then quads 1 and 3.
 typedef struct {
   uint8_t bytes[ROWS * KEYS];
 } weights;
@@ -25,12 +26,14 @@ INLINE int32_t unit_place(int32_t row, int32_t quad) {
   return row / 2 * 8 + quad % 2 * 4 + row % 2 * 2 + quad / 2;
 }
 // Words until the odd row makes bytes of both.
-INLINE void store_even(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+INLINE void store_even(__m256i words, const int8_t *n, int32_t pair, weights *p,
+                       int32_t sum[ROWS][8]) {
   (void)n;
   (void)sum;
   _mm256_store_si256((__m256i *)p->bytes + pair, words);
 }
-INLINE void store_odd(__m256i words, const int8_t *n, int32_t pair, weights *p, int32_t sum[ROWS][8]) {
+INLINE void store_odd(__m256i words, const int8_t *n, int32_t pair, weights *p,
+                      int32_t sum[ROWS][8]) {
   __m256i *target = (__m256i *)p->bytes + pair, *sums = (__m256i *)sum[pair];
   __m256i bytes = _mm256_packus_epi16(_mm256_load_si256(target), words);
   __m256i quads = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)n));
