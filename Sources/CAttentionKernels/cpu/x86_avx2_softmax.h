@@ -4,11 +4,10 @@
 
 // ---------------------------------------------------------------------------------- exponentials
 
-// round(255 * 2^((logit - top) / 64)) of eight keys: 255 * 2^-(i/64) as the product of two tables
-// of eight entries, for bits 3...5 and 0...2 of i, and a power of two. Rounded to integers the
-// products are the portable kernel's for every i. `coarse` entry c has c added to its exponent's
-// last three bits' place, bit 20, so that one subtraction takes c and the power of two away
-// together.
+// round(255 * 2^(-i / 64)) of eight keys, i their rounded distance from the row's maximum: the
+// product of two tables of eight entries, by bits 3...5 and 0...2 of i, and a power of two. Rounded, it is
+// the portable kernel's integer for every i. Entry c of `coarse` carries c << 20, so that subtracting
+// (i >> 3) << 20 takes that and i >> 6 from the exponent.
 INLINE __m256i powers(const float *logit, __m256 top) {
   const __m256i coarse = _mm256_setr_epi32(0x437F0000, 0x4379D606, 0x43766DB8, 0x4374A1C3,
                                            0x43744FEE, 0x437558D8, 0x43779FB8, 0x437B0A2C);
@@ -113,14 +112,14 @@ static __attribute__((noinline)) void real_row_sums(const intfa_attend_tiles *a,
                                                     int64_t begin, float sums[LANES]) {
   const __m256 none = _mm256_set1_ps(-__builtin_inff());
   for (int32_t i = 0; i < ROWS; i++) {
-    __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()},
-           top = _mm256_set1_ps(g->row_top[i]);
+    const __m256 top = _mm256_set1_ps(g->row_top[i]);
+    __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t j = g->first_sub * KEYS; j < g->end_sub * KEYS; j += LANES) {
       __m256 logit = _mm256_load_ps(g->logit[j / KEYS][i] + j % KEYS);
       __m256i steps =
           _mm256_cvtps_epi32(_mm256_min_ps(_mm256_sub_ps(top, logit), _mm256_set1_ps(2047.0f)));
-      __m256i index = _mm256_and_si256(steps, _mm256_set1_epi32(63)),
-              shift = _mm256_srli_epi32(steps, 6);
+      __m256i index = _mm256_and_si256(steps, _mm256_set1_epi32(63));
+      __m256i shift = _mm256_srli_epi32(steps, 6);
       __m256i exponent = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_set1_epi32(127), shift), 23);
       __m256 p = a->sums_codes ? _mm256_cvtepi32_ps(powers(g->logit[j / KEYS][i] + j % KEYS, top))
                                : _mm256_mul_ps(_mm256_i32gather_ps(real_power_table, index, 4),

@@ -45,11 +45,11 @@ INLINE void score(const score_operands *o, group *g, int32_t sub, group *earlier
   UNROLL for (int i = 0; i < ROWS; i++) {
     __m256 scale = _mm256_broadcast_ss(o->query_scale + i), top = _mm256_load_ps(tops[i]);
     UNROLL for (int j = 0; j < 2; j++) {
-      __m256 x =
-          _mm256_mul_ps(_mm256_cvtepi32_ps(acc[i][j]), _mm256_loadu_ps(o->key_scale + 8 * j));
-      x = _mm256_add_ps(_mm256_mul_ps(x, scale), _mm256_loadu_ps(o->bias + 8 * j));
+      __m256 x = _mm256_cvtepi32_ps(acc[i][j]);
+      x = _mm256_mul_ps(x, _mm256_loadu_ps(o->key_scale + LANES * j));
+      x = _mm256_add_ps(_mm256_mul_ps(x, scale), _mm256_loadu_ps(o->bias + LANES * j));
       top = _mm256_max_ps(top, x);
-      _mm256_store_ps(g->logit[sub][i] + 8 * j, x);
+      _mm256_store_ps(g->logit[sub][i] + LANES * j, x);
     }
     _mm256_store_ps(tops[i], top);
   }
@@ -59,7 +59,7 @@ INLINE void score(const score_operands *o, group *g, int32_t sub, group *earlier
 
 // The values of one column of a tile.
 typedef struct {
-  const int8_t *value;   // [sub-tile / BLOCK] `block_bytes` apart, [BLOCK][UNITS][STEP_BYTES]
+  const int8_t *value;  // [sub-tile / BLOCK] `block_bytes` apart, [BLOCK][UNITS][STEP_BYTES]
   int64_t block_bytes;
 } value_operands;
 
@@ -101,7 +101,8 @@ INLINE void value_column(const value_operands *o, const group *g, float *const o
     __m256 gain = _mm256_broadcast_ss(g->gain + i);
     UNROLL for (int j = 0; j < 2; j++) {
       __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[i][j]), gain);
-      _mm256_storeu_ps(out[i] + 8 * j, _mm256_add_ps(_mm256_loadu_ps(out[i] + 8 * j), x));
+      float *target = out[i] + LANES * j;
+      _mm256_storeu_ps(target, _mm256_add_ps(_mm256_loadu_ps(target), x));
     }
   }
 }
