@@ -38,7 +38,8 @@ _Static_assert(sizeof(state) <= INTFA_SCRATCH_BYTES, "fits the scratch memory of
 
 static void prepare_rows(const intfa_attend_tiles *a, state *s) {
   const int32_t d = a->head_dimension;
-  memset(s, 0, offsetof(state, query));
+  for (int32_t i = 0; i < 2; i++) memset(s->groups[i].sum, 0, sizeof s->groups[i].sum);
+  memset(s->total, 0, offsetof(state, query) - offsetof(state, total));
   for (int32_t row = 0; row < a->rows; row += ROWS) {
     const int32_t index = row / ROWS, rows = a->rows - row < ROWS ? a->rows - row : ROWS;
     const size_t bytes = sizeof(float) * (size_t)rows;

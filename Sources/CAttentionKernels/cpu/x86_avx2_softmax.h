@@ -5,9 +5,9 @@
 // ---------------------------------------------------------------------------------- exponentials
 
 // round(255 * 2^(-i / 64)) of eight keys, i their rounded distance from the row's maximum: the
-// product of two tables of eight entries, by bits 3...5 and 0...2 of i, and a power of two. Rounded, it is
-// the portable kernel's integer for every i. Entry c of `coarse` carries c << 20, so that subtracting
-// (i >> 3) << 20 takes that and i >> 6 from the exponent.
+// product of two tables of eight entries, by bits 3...5 and 0...2 of i, and a power of two.
+// Rounded, it is the portable kernel's integer for every i. Entry c of `coarse` carries c << 20, so
+// that subtracting (i >> 3) << 20 takes that and i >> 6 from the exponent.
 INLINE __m256i powers(const float *logit, __m256 top) {
   const __m256i coarse = _mm256_setr_epi32(0x437F0000, 0x4379D606, 0x43766DB8, 0x4374A1C3,
                                            0x43744FEE, 0x437558D8, 0x43779FB8, 0x437B0A2C);
@@ -155,12 +155,15 @@ INLINE void choose_gain(const intfa_attend_tiles *a, state *s, group *g) {
   __m256 steps = _mm256_max_ps(excess, _mm256_set1_ps(SMALLEST_GAIN));
   __m256 gain = exp2_x8(_mm256_mul_ps(steps, _mm256_set1_ps(1.0f / STEPS)));
   if (__builtin_expect(_mm256_movemask_ps(jump) != 0, 0)) {
-    _Alignas(32) float factor[LANES];
-    const __m256 one = _mm256_set1_ps(1.0f);
-    __m256 down = exp2_x8(
-        _mm256_mul_ps(_mm256_sub_ps(_mm256_setzero_ps(), excess), _mm256_set1_ps(1.0f / STEPS)));
-    _mm256_store_ps(factor, _mm256_blendv_ps(one, down, jump));
-    rescale(a, s, g, factor);
+    // Sums of a row that has seen nothing are zero.
+    const __m256 none = _mm256_set1_ps(-__builtin_inff()), one = _mm256_set1_ps(1.0f);
+    if (_mm256_movemask_ps(_mm256_and_ps(jump, _mm256_cmp_ps(reference, none, _CMP_GT_OQ)))) {
+      _Alignas(32) float factor[LANES];
+      __m256 rise =
+          _mm256_mul_ps(_mm256_sub_ps(_mm256_setzero_ps(), excess), _mm256_set1_ps(1.0f / STEPS));
+      _mm256_store_ps(factor, _mm256_blendv_ps(one, exp2_x8(rise), jump));
+      rescale(a, s, g, factor);
+    }
     _mm256_store_ps(s->reference[g->index], _mm256_blendv_ps(reference, top, jump));
     gain = _mm256_blendv_ps(gain, one, jump);
   }
