@@ -40,8 +40,8 @@ INLINE __m512 round_probability_x16(__m512 p, intfa_probability format) {
 }
 
 // 2^x for x <= 0: a polynomial in x - floor(x), exact at 0 and 1, so without a jump at whole numbers.
-// The error is that of the polynomial, relative: below 1.1e-7 and 1.1e-4.
-INLINE __m512 exp2_precise_x16(__m512 x) {
+// Its relative error is below 1.1e-7, and 1.1e-4 of the short one, which gives factor * 2^x.
+INLINE __m512 exp2_x16(__m512 x) {
   __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF), p = _mm512_set1_ps(0.00187931865f);
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.0089909951f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.055818676f));
@@ -50,10 +50,10 @@ INLINE __m512 exp2_precise_x16(__m512 x) {
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, x);
 }
-INLINE __m512 exp2_short_x16(__m512 x) {
-  __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF), p = _mm512_set1_ps(0.0782679701f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.226307682f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.695424348f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+INLINE __m512 exp2_short_x16(__m512 x, const float factor) {
+  __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF), p = _mm512_set1_ps(0.0782679701f * factor);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.226307682f * factor));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.695424348f * factor));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(factor));
   return _mm512_scalef_ps(p, x);
 }

@@ -1,10 +1,16 @@
-// TODO header
+// The loop of the running maximum with bfloat16 products: vdpbf16ps, two products a lane and
+// instruction, summed in float32.
+//
+// Serves values and P in bfloat16 with queries and keys in bfloat16 or INT8, and leaves every other
+// recipe to x86_avx512vnni_running.c; the loop itself is x86_avx512_running_loop.h. Packed keys:
+// [token / 32][pair of channels][32 tokens], packed values: [pair of tokens][Dv].
+// Error against the portable loop: as said there, and vdpbf16ps flushes denormals.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,f16c"))), \
                              apply_to = function)
 #define RUNNING_BFLOAT16
 #include "kernels.h"
-#include "x86_avx512_running.h"
+#include "x86_avx512_running_loop.h"
 
 static bool has_pair_values(const intfa_running_formats *f) {
   return f->value == INTFA_BFLOAT16 && f->probability == INTFA_P_BFLOAT16 &&
@@ -30,12 +36,14 @@ int64_t intfa_running_value_bytes__avx512bf16(const intfa_running_formats *forma
 }
 
 // Channels 32 * block ... of a row as 16 pairs of bfloat16; zeros where there is no such row.
-INLINE __m512i pair_lanes(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension, int32_t block) {
+INLINE __m512i pair_lanes(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension,
+                          int32_t block) {
   if (row >= end) return _mm512_setzero_si512();
   if (rows->format == INTFA_BFLOAT16) {
     const int32_t left = dimension - 32 * block;
     const __mmask32 mask = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
-    return _mm512_maskz_loadu_epi16(mask, (const uint16_t *)rows->base + row * rows->stride + 32 * block);
+    const uint16_t *base = (const uint16_t *)rows->base + row * rows->stride;
+    return _mm512_maskz_loadu_epi16(mask, base + 32 * block);
   }
   return (__m512i)_mm512_cvtne2ps_pbh(load_chunk(rows, row, dimension, 2 * block + 1),
                                       load_chunk(rows, row, dimension, 2 * block));
@@ -57,7 +65,6 @@ void intfa_pack_running_keys__avx512bf16(const intfa_pack_running *a) {
   clear_key_padding(a->target, a->end, lanes);
 }
 
-// Two tokens' 32 channels as 32 lanes.
 void intfa_pack_running_values__avx512bf16(const intfa_pack_running *a) {
   if (!has_pair_values(&a->formats)) {
     intfa_pack_running_values__avx512vnni(a);
@@ -81,8 +88,10 @@ static void pack_pair_queries(const intfa_attend_running *a) {
   for (int32_t row = 0; row < a->rows; row += 16)
     for (int32_t block = 0; 16 * block < lanes; block++) {
       __m512i rows[16];
-      for (int32_t i = 0; i < 16; i++)
-        rows[i] = _mm512_and_si512(_mm512_xor_si512(pair_lanes(&a->query, row + i, a->rows, d, block), sign), kept);
+      for (int32_t i = 0; i < 16; i++) {
+        __m512i x = pair_lanes(&a->query, row + i, a->rows, d, block);
+        rows[i] = _mm512_and_si512(_mm512_xor_si512(x, sign), kept);
+      }
       store_query_lanes(s->query, row, lanes, block, rows);
     }
 }
@@ -97,10 +106,10 @@ void intfa_attend_running__avx512bf16(const intfa_attend_running *a) {
   prepare_running_rows(a);
   if (has_pair_scores(&a->formats)) {
     pack_pair_queries(a);
-    attend_running((running_kind){PAIRS, PAIRS, INTFA_P_BFLOAT16}, a);
+    attend_running((running_kind){PAIRS, PAIRS, INTFA_P_BFLOAT16, false}, a);
   } else {
     pack_code_queries(a);
-    attend_running((running_kind){QUADS, PAIRS, INTFA_P_BFLOAT16}, a);
+    attend_running((running_kind){QUADS, PAIRS, INTFA_P_BFLOAT16, true}, a);
   }
 }
 #pragma clang attribute pop

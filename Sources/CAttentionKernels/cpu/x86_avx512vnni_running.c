@@ -1,9 +1,15 @@
-// TODO header
+// The loop of the running maximum on AVX-512 VNNI: float32 products, and INT8 products of Q.K and P.V.
+//
+// Serves every recipe of attend_running. 16-bit and 8-bit floats are rounded when they are packed and
+// kept as float32, so their products are exact; the loop itself is x86_avx512_running_loop.h.
+// Packed keys: [token / 32][lane][32 tokens], a lane one channel or four codes + 128. Packed values:
+// [lane of tokens][Dv], a lane one float or the codes of four tokens. D is padded to 8 lanes, Dv to 64,
+// tokens to 32, with zeros.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
 #include "kernels.h"
-#include "x86_avx512_running.h"
+#include "x86_avx512_running_loop.h"
 
 // ---------------------------------------------------------------------------------- packing
 
@@ -19,8 +25,8 @@ int64_t intfa_running_value_bytes__avx512vnni(const intfa_running_formats *forma
 }
 
 // Sixteen channels of a row, rounded; zeros where there is no such row.
-INLINE __m512i float_lanes(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension, int32_t chunk,
-                           float multiplier, intfa_format round) {
+INLINE __m512i float_lanes(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension,
+                           int32_t chunk, float multiplier, intfa_format round) {
   if (row >= end) return _mm512_setzero_si512();
   __m512 x = _mm512_mul_ps(load_chunk(rows, row, dimension, chunk), _mm512_set1_ps(multiplier));
   return _mm512_castps_si512(round_x16(x, round));
@@ -52,7 +58,8 @@ void intfa_pack_running_values__avx512vnni(const intfa_pack_running *a) {
     for (int64_t token = a->begin; token < end; token++)
       for (int32_t chunk = 0; 16 * chunk < width; chunk++)
         _mm512_store_si512((float *)a->target + token * width + 16 * chunk,
-                           float_lanes(&a->rows, token, a->end, d, chunk, a->multiplier, a->formats.value));
+                           float_lanes(&a->rows, token, a->end, d, chunk, a->multiplier,
+                                       a->formats.value));
     return;
   }
   for (int64_t token = a->begin; token < end; token += 4)
@@ -87,7 +94,22 @@ static void pack_float_queries(const intfa_attend_running *a) {
 
 // ---------------------------------------------------------------------------------- the loop
 
-#define ATTEND(score, value, probability) attend_running((running_kind){score, value, probability}, a)
+static bool has_positive_scales(const intfa_attend_running *a) {
+  for (int32_t r = 0; r < a->rows; r++)
+    if (!(a->query_scale[r] > 0)) return false;
+  return true;
+}
+
+#define ATTEND(score, value, probability) \
+  attend_running((running_kind){score, value, probability, score == QUADS}, a)
+
+// The paper's recipe, which has no bias: scale the scores once less.
+static void attend_int8(const intfa_attend_running *a) {
+  if (a->bias || !has_positive_scales(a))
+    ATTEND(QUADS, QUADS, INTFA_P_INT8);
+  else
+    attend_running((running_kind){QUADS, QUADS, INTFA_P_INT8, false}, a);
+}
 
 void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
   prepare_running_rows(a);
@@ -98,7 +120,7 @@ void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
       case INTFA_P_FLOAT16: ATTEND(QUADS, FLOATS, INTFA_P_FLOAT16); return;
       case INTFA_P_BFLOAT16: ATTEND(QUADS, FLOATS, INTFA_P_BFLOAT16); return;
       case INTFA_P_FLOAT8: ATTEND(QUADS, FLOATS, INTFA_P_FLOAT8); return;
-      case INTFA_P_INT8: ATTEND(QUADS, QUADS, INTFA_P_INT8); return;
+      case INTFA_P_INT8: attend_int8(a); return;
     }
   }
   pack_float_queries(a);
