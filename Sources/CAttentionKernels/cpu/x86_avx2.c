@@ -28,7 +28,7 @@
 typedef struct {
   uint8_t bytes[ROWS * KEYS * 2];
 } weights;
-INLINE int32_t unit_place(int32_t row, int32_t pair) {
+INLINE int32_t weight_place(int32_t row, int32_t pair) {
   return row * 8 + pair / 2 % 2 * 4 + pair / 4 * 2 + pair % 2;
 }
 INLINE void store_row(__m256i words, const int8_t *n, int32_t row, weights *p,
@@ -60,7 +60,7 @@ INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
                           _mm256_permute2x128_si256(abcd, efef, 0x31));
 }
 
-// A tile of values in 16 bits.
+// A tile of values in 16 bits; load_values fills the `unit`th 64 of it.
 typedef struct {
   _Alignas(64) int8_t value[2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
 } value_buffer;
@@ -72,12 +72,12 @@ INLINE void widen_values(const int8_t *from, int64_t bytes, int8_t *to) {
       _mm256_store_si256((__m256i *)(to + 64 + half), odd_codes(x));
     }
 }
-static const int8_t *load_values(const intfa_attend_tiles *a, int64_t begin, int64_t end,
+static const int8_t *load_values(const intfa_attend_tiles *a, int64_t place, int32_t unit,
                                  value_buffer *buffer) {
-  const int64_t width = padded(a->value_dimension, KEYS);
-  widen_values((const int8_t *)a->value + begin * width,
-               padded(end - begin, INTFA_PACK_UNIT) * width, buffer->value);
-  return buffer->value;
+  const int64_t width = padded(a->value_dimension, KEYS), bytes = INTFA_PACK_UNIT * width;
+  int8_t *target = buffer->value + 2 * bytes * unit;
+  widen_values((const int8_t *)a->value + place * width, bytes, target);
+  return target;
 }
 
 #include "x86_avx2_tiles.h"

@@ -5,6 +5,7 @@
 
 enum {
   UNITS = KEYS / UNIT,  // units of 16 tokens
+  BLOCKS = SUBS / BLOCK,
   PAIRS = ROWS / 2
 };
 
@@ -22,6 +23,17 @@ typedef struct {
   int32_t done, portions;        // exponentials of two rows and one sub-tile each
 } group;
 
+// The keys and values of one tile, by 64 tokens.
+typedef struct {
+  int64_t place[BLOCKS];        // in arrays over keys
+  const uint8_t *key[BLOCKS];   // [BLOCK][steps][STEP_BYTES]
+  const int8_t *value[BLOCKS];  // [channels / 16][BLOCK][UNITS][STEP_BYTES]
+} tile_operands;
+
+INLINE int64_t place_of(const tile_operands *t, int32_t sub) {
+  return t->place[sub / BLOCK] + sub % BLOCK * KEYS;
+}
+
 // Everything that a call keeps in its scratch memory.
 typedef struct {
   group groups[2];
@@ -29,7 +41,7 @@ typedef struct {
   _Alignas(32) float scale[GROUPS][LANES], shift[GROUPS][LANES];
   _Alignas(32) int32_t start[GROUPS][LANES];     // -128 * sum(q)
   _Alignas(32) float sink[INTFA_MAX_DIMENSION];  // output of rows that do not exist
-  int8_t no_weights[INTFA_MAX_TILE];             // stands for n_j where they are not integers
+  int8_t n[INTFA_MAX_TILE];                      // of the tile; zeros where they are not integers
   int32_t query[QUERY_UNITS];                    // [group][step][ROWS]
   key_buffer keys;
   value_buffer values;

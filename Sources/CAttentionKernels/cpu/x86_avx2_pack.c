@@ -22,30 +22,41 @@ int64_t intfa_value_bytes__avx2(int64_t tokens, int32_t dimension, bool int4) {
 // Sixty-four tokens, padded with zeros to whole registers.
 typedef struct {
   _Alignas(32) int8_t codes[INTFA_PACK_UNIT][INTFA_MAX_DIMENSION];
-  int8_t regrouped[INTFA_KEY_GROUP * INTFA_MAX_DIMENSION];
 } token_block;
 
-static int32_t tokens_from(const intfa_pack *a, int64_t first) {
-  return a->end - first < INTFA_PACK_UNIT ? (int32_t)(a->end - first) : INTFA_PACK_UNIT;
+// The code that four bits stand for.
+static int8_t regrouped(int8_t code, intfa_regrouping g) {
+  const int32_t x = intfa_four_bits(code, g) * g.step + g.low;
+  return (int8_t)(x > 127 ? 127 : x < -127 ? -127 : x);
+}
+static void regroup_keys(token_block *b, int32_t count, int32_t dimension) {
+  for (int32_t first = 0; first < count; first += INTFA_KEY_GROUP)
+    for (int32_t c = 0; c < dimension; c++) {
+      const int32_t end = first + INTFA_KEY_GROUP < count ? first + INTFA_KEY_GROUP : count;
+      const intfa_regrouping g =
+          intfa_regroup(&b->codes[first][c], end - first, INTFA_MAX_DIMENSION);
+      for (int32_t t = first; t < end; t++) b->codes[t][c] = regrouped(b->codes[t][c], g);
+    }
+}
+static void regroup_values(token_block *b, int32_t count, int32_t dimension) {
+  for (int32_t t = 0; t < count; t++)
+    for (int32_t first = 0; first < dimension; first += INTFA_VALUE_GROUP) {
+      const int32_t end =
+          first + INTFA_VALUE_GROUP < dimension ? first + INTFA_VALUE_GROUP : dimension;
+      const intfa_regrouping g = intfa_regroup(&b->codes[t][first], end - first, 1);
+      for (int32_t c = first; c < end; c++) b->codes[t][c] = regrouped(b->codes[t][c], g);
+    }
 }
 
-static void load_block(const intfa_pack *a, int64_t first, bool keys, token_block *b) {
-  const int32_t d = a->dimension, count = tokens_from(a, first);
-  const int8_t *codes = a->codes + (first - a->begin) * d;
+// Returns how many of them exist.
+static int32_t load_block(const intfa_pack *a, int64_t first, token_block *b) {
+  const int32_t d = a->dimension;
+  const int32_t count =
+      a->end - first < INTFA_PACK_UNIT ? (int32_t)(a->end - first) : INTFA_PACK_UNIT;
   memset(b->codes, 0, sizeof b->codes);
-  for (int32_t t = 0; t < count; t += INTFA_KEY_GROUP) {
-    const int32_t group = count - t < INTFA_KEY_GROUP ? count - t : INTFA_KEY_GROUP;
-    const int8_t *source = codes + t * d;
-    if (a->int4) {
-      memcpy(b->regrouped, source, (size_t)(group * d));
-      if (keys)
-        intfa_regroup_keys(b->regrouped, group, d);
-      else
-        for (int32_t i = 0; i < group; i++) intfa_regroup_values(b->regrouped + i * d, d);
-      source = b->regrouped;
-    }
-    for (int32_t i = 0; i < group; i++) memcpy(b->codes[t + i], source + i * d, (size_t)d);
-  }
+  for (int32_t t = 0; t < count; t++)
+    memcpy(b->codes[t], a->codes + (first - a->begin + t) * d, (size_t)d);
+  return count;
 }
 
 void intfa_pack_keys__avx2(const intfa_pack *a) {
@@ -53,7 +64,8 @@ void intfa_pack_keys__avx2(const intfa_pack *a) {
   const __m256 flip = _mm256_castsi256_ps(_mm256_set1_epi8(-128));
   token_block block;
   for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
-    load_block(a, first, true, &block);
+    const int32_t count = load_block(a, first, &block);
+    if (a->int4) regroup_keys(&block, count, d);
     uint8_t *target = (uint8_t *)a->target + first * stride;
     for (int32_t token = 0; token < INTFA_PACK_UNIT; token += 8) {
       uint8_t *sub = target + token / KEYS * KEYS * stride + token % KEYS * 4;
@@ -75,7 +87,8 @@ INLINE void pack_values(const int32_t order[4], const intfa_pack *a) {
   const int32_t d = a->dimension, width = (int32_t)padded(d, KEYS);
   token_block block;
   for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
-    load_block(a, first, false, &block);
+    const int32_t count = load_block(a, first, &block);
+    if (a->int4) regroup_values(&block, count, d);
     int8_t *target = (int8_t *)a->target + first * width;
     for (int32_t c = 0; c < width; c += KEYS)
       for (int32_t token = 0; token < INTFA_PACK_UNIT; token += 4, target += 4 * KEYS) {

@@ -75,15 +75,6 @@ INLINE void float_scores(const float *q, const float *k, int32_t d, __m256 acc[R
     }
   }
 }
-INLINE void code_scores(const int32_t *units, const int32_t *start, const uint8_t *key,
-                        int32_t steps, __m256 products[ROWS][2]) {
-  __m256i acc[ROWS][2];
-  UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_set1_epi32(start[i]);
-  KEEP_LOOP for (int32_t step = 0; step < steps; step++) score_step(units, key, step, acc);
-  UNROLL for (int i = 0; i < ROWS; i++)
-    UNROLL for (int j = 0; j < 2; j++) products[i][j] = _mm256_cvtepi32_ps(acc[i][j]);
-}
-
 // Logits of sub-tile `sub` of the tile at `begin`; `codes` are its keys where they are integers.
 INLINE void score(const intfa_attend_running *a, state *s, int64_t begin, const uint8_t *codes,
                   int32_t sub) {
@@ -219,7 +210,11 @@ INLINE void attend(const intfa_probability format, const intfa_attend_running *a
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
     const uint8_t *codes = NULL;
-    if (has_codes) codes = load_keys(a->key, a->head_dimension, begin, end, &s->keys);
+    for (int32_t unit = 0; has_codes && begin + unit * INTFA_PACK_UNIT < end; unit++) {
+      const int64_t place = begin + unit * INTFA_PACK_UNIT;
+      const uint8_t *keys = load_keys(a->key, a->head_dimension, place, unit, &s->keys);
+      if (unit == 0) codes = keys;  // the others follow
+    }
     for (g->row = 0; g->row < a->rows; g->row += ROWS) {
       g->rows = a->rows - g->row < ROWS ? a->rows - g->row : ROWS;
       const key_range first = visible_keys(&a->visible, g->row, begin, end);

@@ -56,3 +56,13 @@ INLINE void score_step(const int32_t *query, const uint8_t *key, int32_t step,
   }
   PIN(acc);
 }
+
+// Products of six rows with sixteen keys, all steps.
+INLINE void code_scores(const int32_t *units, const int32_t *start, const uint8_t *key,
+                        int32_t steps, __m256 products[ROWS][2]) {
+  __m256i acc[ROWS][2];
+  UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm256_set1_epi32(start[i]);
+  KEEP_LOOP for (int32_t step = 0; step < steps; step++) score_step(units, key, step, acc);
+  UNROLL for (int i = 0; i < ROWS; i++)
+    UNROLL for (int j = 0; j < 2; j++) products[i][j] = _mm256_cvtepi32_ps(acc[i][j]);
+}

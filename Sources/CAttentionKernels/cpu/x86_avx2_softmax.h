@@ -90,14 +90,15 @@ static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, g
 }
 
 static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, const state *s,
-                                                 group *g, int64_t begin) {
+                                                 const tile_operands *t, group *g) {
   for (int32_t i = 0; i < ROWS; i++) {
     const float shift = s->shift[g->index][i];
     __m256 top = _mm256_set1_ps(-1e30f);
     for (int32_t sub = g->first_sub; sub < g->end_sub; sub++) {
       float *logit = g->logit[sub][i];
+      const float *fold = a->fold + place_of(t, sub);
       for (int32_t j = 0; j < KEYS; j++)
-        logit[j] = soft_cap(logit[j] + shift, a->softcap) + a->fold[begin + sub * KEYS + j];
+        logit[j] = soft_cap(logit[j] + shift, a->softcap) + fold[j];
       if (!is_whole(g, sub)) continue;
       for (int32_t j = 0; j < KEYS; j += LANES) top = _mm256_max_ps(top, _mm256_load_ps(logit + j));
     }
@@ -108,8 +109,9 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, co
 // --------------------------------------------------------------------------------- row sums, gains
 
 // Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them.
-static __attribute__((noinline)) void real_row_sums(const intfa_attend_tiles *a, const group *g,
-                                                    int64_t begin, float sums[LANES]) {
+static __attribute__((noinline)) void real_row_sums(const intfa_attend_tiles *a,
+                                                    const tile_operands *t, const group *g,
+                                                    float sums[LANES]) {
   const __m256 none = _mm256_set1_ps(-__builtin_inff());
   for (int32_t i = 0; i < ROWS; i++) {
     const __m256 top = _mm256_set1_ps(g->row_top[i]);
@@ -124,7 +126,8 @@ static __attribute__((noinline)) void real_row_sums(const intfa_attend_tiles *a,
       __m256 p = a->sums_codes ? _mm256_cvtepi32_ps(powers(g->logit[j / KEYS][i] + j % KEYS, top))
                                : _mm256_mul_ps(_mm256_i32gather_ps(real_power_table, index, 4),
                                                _mm256_castsi256_ps(exponent));
-      __m256 product = _mm256_mul_ps(p, _mm256_loadu_ps(a->real_weight + begin + j));
+      const float *n = a->real_weight + place_of(t, j / KEYS) + j % KEYS;
+      __m256 product = _mm256_mul_ps(p, _mm256_loadu_ps(n));
       __m256 seen = _mm256_cmp_ps(logit, none, _CMP_NEQ_OQ);
       __m256 *lane = &lanes[j % KEYS / LANES];
       *lane = _mm256_add_ps(*lane, _mm256_and_ps(product, seen));

@@ -33,14 +33,14 @@ INLINE void widen_keys(const uint8_t *from, int64_t bytes, uint8_t *to) {
     }
 }
 
-// A tile of keys in 16 bits.
+// A tile of keys in 16 bits; load_keys fills the `unit`th 64 of it.
 typedef struct {
   _Alignas(64) uint8_t key[2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
 } key_buffer;
-INLINE const uint8_t *load_keys(const void *key, int32_t dimension, int64_t begin, int64_t end,
+INLINE const uint8_t *load_keys(const void *key, int32_t dimension, int64_t place, int32_t unit,
                                 key_buffer *buffer) {
-  const int64_t stride = padded(dimension, 4);
-  widen_keys((const uint8_t *)key + begin * stride, padded(end - begin, KEYS) * stride,
-             buffer->key);
-  return buffer->key;
+  const int64_t stride = padded(dimension, 4), bytes = INTFA_PACK_UNIT * stride;
+  uint8_t *target = buffer->key + 2 * bytes * unit;
+  widen_keys((const uint8_t *)key + place * stride, bytes, target);
+  return target;
 }

@@ -22,7 +22,7 @@
 typedef struct {
   uint8_t bytes[ROWS * KEYS];
 } weights;
-INLINE int32_t unit_place(int32_t row, int32_t quad) {
+INLINE int32_t weight_place(int32_t row, int32_t quad) {
   return row / 2 * 8 + quad % 2 * 4 + row % 2 * 2 + quad / 2;
 }
 // Words until the odd row makes bytes of both.
@@ -51,15 +51,15 @@ INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
   return _mm256_setr_m128i(_mm_hadd_epi32(pairs[0], pairs[1]), _mm_hadd_epi32(pairs[2], pairs[2]));
 }
 
-// A tile of values as packing left it; the buffer is not needed.
+// Sixty-four values as packing left them; the buffer is not needed.
 typedef struct {
   uint8_t unused;
 } value_buffer;
-INLINE const int8_t *load_values(const intfa_attend_tiles *a, int64_t begin, int64_t end,
+INLINE const int8_t *load_values(const intfa_attend_tiles *a, int64_t place, int32_t unit,
                                  value_buffer *buffer) {
-  (void)end;
+  (void)unit;
   (void)buffer;
-  return (const int8_t *)a->value + begin * padded(a->value_dimension, KEYS);
+  return (const int8_t *)a->value + place * padded(a->value_dimension, KEYS);
 }
 
 #include "x86_avx2_tiles.h"

@@ -15,13 +15,13 @@ INLINE int32_t *store_query(__m256i quad, int32_t *units, __m256i *sums) {
   return units + ROWS;
 }
 
-// A tile of keys as packing left it; the buffer is not needed.
+// Sixty-four keys as packing left them; the buffer is not needed.
 typedef struct {
   uint8_t unused;
 } key_buffer;
-INLINE const uint8_t *load_keys(const void *key, int32_t dimension, int64_t begin, int64_t end,
+INLINE const uint8_t *load_keys(const void *key, int32_t dimension, int64_t place, int32_t unit,
                                 key_buffer *buffer) {
-  (void)end;
+  (void)unit;
   (void)buffer;
-  return (const uint8_t *)key + begin * padded(dimension, UNIT);
+  return (const uint8_t *)key + place * padded(dimension, UNIT);
 }

@@ -86,7 +86,12 @@ import Testing
                 unsafe arguments.key_end = tokens
                 unsafe arguments.first_tile = 64
                 unsafe arguments.tile = 64
-                unsafe arguments.visible = intfa_visible(first: 0, end: tokens, step: 0)
+                unsafe arguments.visible = intfa_visible(
+                  first: 0,
+                  end: tokens,
+                  step: 0,
+                  rows_per_step: 1
+                )
                 unsafe arguments.query = query.baseAddress
                 unsafe arguments.query_scale = scales.baseAddress
                 unsafe arguments.key = UnsafeRawPointer(places[0])
