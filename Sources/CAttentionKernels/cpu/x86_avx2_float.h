@@ -11,6 +11,7 @@ INLINE __m256i first_lanes(int32_t count) {
 INLINE __m256 load_lanes(const intfa_rows *rows, int64_t row, int32_t c, int32_t dimension) {
   const int64_t at = row * rows->stride + c;
   const int32_t left = dimension - c;
+  if (left <= 0) return _mm256_setzero_ps();  // no masked load: an empty mask may cost an assist
   if (rows->format == INTFA_FLOAT32) {
     const float *x = (const float *)rows->base + at;
     return left >= LANES ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, first_lanes(left));
@@ -19,7 +20,7 @@ INLINE __m256 load_lanes(const intfa_rows *rows, int64_t row, int32_t c, int32_t
   __m128i half = _mm_setzero_si128();
   if (left >= LANES)
     half = _mm_loadu_si128((const __m128i *)x);
-  else if (left > 0)
+  else
     memcpy(&half, x, sizeof(uint16_t) * (size_t)left);
   if (rows->format == INTFA_FLOAT16) return _mm256_cvtph_ps(half);
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));

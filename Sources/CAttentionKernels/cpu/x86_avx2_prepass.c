@@ -54,6 +54,28 @@ INLINE float largest_of(const int32_t chunks, const __m256 *x) {
   return largest_of_lanes(largest);
 }
 
+// The first `left` of eight channels.
+INLINE void store_lanes(void *target, int64_t at, int32_t left, __m256 x, intfa_format format) {
+  if (format == INTFA_FLOAT32) {
+    if (left >= LANES)
+      _mm256_storeu_ps((float *)target + at, x);
+    else if (left > 0)
+      _mm256_maskstore_ps((float *)target + at, first_lanes(left), x);
+    return;
+  }
+  __m128i half;
+  if (format == INTFA_FLOAT16) {
+    half = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  } else {  // nearest, ties to even; the output is finite
+    __m256i bits = _mm256_srli_epi32(_mm256_castps_si256(drop_mantissa_x8(x, 16)), 16);
+    half = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  }
+  if (left >= LANES)
+    _mm_storeu_si128((__m128i *)((uint16_t *)target + at), half);
+  else if (left > 0)
+    memcpy((uint16_t *)target + at, &half, sizeof(uint16_t) * (size_t)left);
+}
+
 // ---------------------------------------------------------------------------------- survey
 
 INLINE void survey(const int32_t chunks, const intfa_survey *a) {
@@ -81,7 +103,7 @@ INLINE void survey(const int32_t chunks, const intfa_survey *a) {
     if (!a->block_sums) continue;
     float *target = a->block_sums + (block - a->begin) / INTFA_SUM_BLOCK * a->dimension;
     UNROLL for (int32_t i = 0; i < chunks; i++)
-      _mm256_maskstore_ps(target + LANES * i, first_lanes(a->dimension - LANES * i), sums[i]);
+      store_lanes(target, LANES * i, a->dimension - LANES * i, sums[i], INTFA_FLOAT32);
   }
   if (a->largest) *a->largest = largest_of_lanes(largest);
   *a->first_bad = first_bad;
@@ -141,28 +163,6 @@ INLINE void quantize(const int32_t chunks, const intfa_quantize *a) {
 }
 
 // ---------------------------------------------------------------------------------- epilogue
-
-// The first `left` of eight channels.
-INLINE void store_lanes(void *target, int64_t at, int32_t left, __m256 x, intfa_format format) {
-  if (format == INTFA_FLOAT32) {
-    if (left >= LANES)
-      _mm256_storeu_ps((float *)target + at, x);
-    else
-      _mm256_maskstore_ps((float *)target + at, first_lanes(left), x);
-    return;
-  }
-  __m128i half;
-  if (format == INTFA_FLOAT16) {
-    half = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  } else {  // nearest, ties to even; the output is finite
-    __m256i bits = _mm256_srli_epi32(_mm256_castps_si256(drop_mantissa_x8(x, 16)), 16);
-    half = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
-  }
-  if (left >= LANES)
-    _mm_storeu_si128((__m128i *)((uint16_t *)target + at), half);
-  else if (left > 0)
-    memcpy((uint16_t *)target + at, &half, sizeof(uint16_t) * (size_t)left);
-}
 
 INLINE void normalize(const int32_t chunks, const intfa_finish *a) {
   const int32_t d = a->value_dimension, block = a->rotates ? d & -d : 1;
