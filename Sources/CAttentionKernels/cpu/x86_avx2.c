@@ -63,6 +63,7 @@ INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
 // A tile of values in 16 bits; load_values fills the `unit`th 64 of it.
 typedef struct {
   _Alignas(64) int8_t value[2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
+  _Alignas(64) int8_t unpacked[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION];
 } value_buffer;
 INLINE void widen_values(const int8_t *from, int64_t bytes, int8_t *to) {
   for (int64_t i = 0; i < bytes; i += 64, from += 64, to += 128)
@@ -74,9 +75,16 @@ INLINE void widen_values(const int8_t *from, int64_t bytes, int8_t *to) {
 }
 static const int8_t *load_values(const intfa_attend_tiles *a, int64_t place, int32_t unit,
                                  value_buffer *buffer) {
-  const int64_t width = padded(a->value_dimension, KEYS), bytes = INTFA_PACK_UNIT * width;
+  const int32_t width = (int32_t)padded(a->value_dimension, KEYS);
+  const int64_t bytes = INTFA_PACK_UNIT * (int64_t)width;
+  const int8_t *source = (const int8_t *)a->value + place * width;
+  if (a->int4_value) {
+    unpack_value_unit((const uint8_t *)a->value + place / INTFA_PACK_UNIT * int4_value_bytes(width),
+                      width, buffer->unpacked);
+    source = buffer->unpacked;
+  }
   int8_t *target = buffer->value + 2 * bytes * unit;
-  widen_values((const int8_t *)a->value + place * width, bytes, target);
+  widen_values(source, bytes, target);
   return target;
 }
 

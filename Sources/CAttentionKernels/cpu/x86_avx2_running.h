@@ -212,7 +212,7 @@ INLINE void attend(const intfa_probability format, const intfa_attend_running *a
     const uint8_t *codes = NULL;
     for (int32_t unit = 0; has_codes && begin + unit * INTFA_PACK_UNIT < end; unit++) {
       const int64_t place = begin + unit * INTFA_PACK_UNIT;
-      const uint8_t *keys = load_keys(a->key, a->head_dimension, place, unit, &s->keys);
+      const uint8_t *keys = load_keys(a->key, false, a->head_dimension, place, unit, &s->keys);
       if (unit == 0) codes = keys;  // the others follow
     }
     for (g->row = 0; g->row < a->rows; g->row += ROWS) {

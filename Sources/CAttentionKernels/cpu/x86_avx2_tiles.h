@@ -140,7 +140,7 @@ static tile_operands load_tile(const intfa_attend_tiles *a, state *s, int64_t be
   for (int32_t unit = 0; begin + unit * INTFA_PACK_UNIT < end; unit++) {
     const int64_t place = unit_place(a->units, begin + unit * INTFA_PACK_UNIT);
     t.place[unit] = place;
-    t.key[unit] = load_keys(a->key, a->head_dimension, place, unit, &s->keys);
+    t.key[unit] = load_keys(a->key, a->int4_key, a->head_dimension, place, unit, &s->keys);
     t.value[unit] = load_values(a, place, unit, &s->values);
     if (a->weight) memcpy(s->n + unit * INTFA_PACK_UNIT, a->weight + place, INTFA_PACK_UNIT);
   }

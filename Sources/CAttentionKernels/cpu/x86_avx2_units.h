@@ -1,7 +1,7 @@
 // A unit of 32 bits in AVX2: two codes of 16 bits, which vpmaddwd multiplies and adds. Included
 // inside the target region.
 #pragma once
-#include "x86_avx2.h"
+#include "x86_avx2_int4.h"
 
 enum { UNIT = 2 };  // codes of two channels or tokens, in 16 bits
 
@@ -36,11 +36,19 @@ INLINE void widen_keys(const uint8_t *from, int64_t bytes, uint8_t *to) {
 // A tile of keys in 16 bits; load_keys fills the `unit`th 64 of it.
 typedef struct {
   _Alignas(64) uint8_t key[2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
+  _Alignas(64) uint8_t unpacked[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION];
 } key_buffer;
-INLINE const uint8_t *load_keys(const void *key, int32_t dimension, int64_t place, int32_t unit,
-                                key_buffer *buffer) {
-  const int64_t stride = padded(dimension, 4), bytes = INTFA_PACK_UNIT * stride;
+INLINE const uint8_t *load_keys(const void *key, bool int4, int32_t dimension, int64_t place,
+                                int32_t unit, key_buffer *buffer) {
+  const int32_t stride = (int32_t)padded(dimension, 4);
+  const int64_t bytes = INTFA_PACK_UNIT * (int64_t)stride;
+  const uint8_t *source = (const uint8_t *)key + place * stride;
+  if (int4) {
+    source = (const uint8_t *)key + place / INTFA_PACK_UNIT * int4_key_bytes(stride);
+    unpack_key_unit(source, stride, buffer->unpacked);
+    source = buffer->unpacked;
+  }
   uint8_t *target = buffer->key + 2 * bytes * unit;
-  widen_keys((const uint8_t *)key + place * stride, bytes, target);
+  widen_keys(source, bytes, target);
   return target;
 }

@@ -51,15 +51,18 @@ INLINE __m256i row_sums(int32_t sum[ROWS][8]) {
   return _mm256_setr_m128i(_mm_hadd_epi32(pairs[0], pairs[1]), _mm_hadd_epi32(pairs[2], pairs[2]));
 }
 
-// Sixty-four values as packing left them; the buffer is not needed.
+// The `unit`th 64 values of a tile, as packing left them or unpacked.
 typedef struct {
-  uint8_t unused;
+  _Alignas(64) int8_t value[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
 } value_buffer;
 INLINE const int8_t *load_values(const intfa_attend_tiles *a, int64_t place, int32_t unit,
                                  value_buffer *buffer) {
-  (void)unit;
-  (void)buffer;
-  return (const int8_t *)a->value + place * padded(a->value_dimension, KEYS);
+  const int32_t width = (int32_t)padded(a->value_dimension, KEYS);
+  if (!a->int4_value) return (const int8_t *)a->value + place * width;
+  int8_t *target = buffer->value + unit * INTFA_PACK_UNIT * width;
+  unpack_value_unit(
+      (const uint8_t *)a->value + place / INTFA_PACK_UNIT * int4_value_bytes(width), width, target);
+  return target;
 }
 
 #include "x86_avx2_tiles.h"
