@@ -11,30 +11,38 @@ static const intfa_cpu_kernels portable = {
     .pack_keys = intfa_pack_keys__portable,
     .pack_values = intfa_pack_values__portable,
     .attend_tiles = intfa_attend_tiles__portable,
+    .running_key_bytes = intfa_running_key_bytes__portable,
+    .running_value_bytes = intfa_running_value_bytes__portable,
+    .pack_running_keys = intfa_pack_running_keys__portable,
+    .pack_running_values = intfa_pack_running_values__portable,
     .attend_running = intfa_attend_running__portable,
     .merge = intfa_merge__portable,
     .finish = intfa_finish__portable,
 };
 
 #if defined(__x86_64__)
-// `running` is the one kernel that processors with bfloat16 products have another one for.
-#define AVX512VNNI_KERNELS(running)                        \
-  {                                                        \
-      .name = "avx512vnni",                                \
-      .survey = intfa_survey__avx512vnni,                  \
-      .quantize = intfa_quantize__avx512vnni,              \
-      .key_bytes = intfa_key_bytes__avx512vnni,            \
-      .value_bytes = intfa_value_bytes__avx512vnni,        \
-      .pack_keys = intfa_pack_keys__avx512vnni,            \
-      .pack_values = intfa_pack_values__avx512vnni,        \
-      .attend_tiles = intfa_attend_tiles__avx512vnni,      \
-      .attend_running = running,                           \
-      .merge = intfa_merge__avx512vnni,                    \
-      .finish = intfa_finish__avx512vnni,                  \
-      .peak = intfa_peak__avx512vnni,                      \
+// Processors with bfloat16 products have another loop of the running maximum, with its packing.
+#define AVX512VNNI_KERNELS(running)                                   \
+  {                                                                   \
+      .name = "avx512vnni",                                           \
+      .survey = intfa_survey__avx512vnni,                             \
+      .quantize = intfa_quantize__avx512vnni,                         \
+      .key_bytes = intfa_key_bytes__avx512vnni,                       \
+      .value_bytes = intfa_value_bytes__avx512vnni,                   \
+      .pack_keys = intfa_pack_keys__avx512vnni,                       \
+      .pack_values = intfa_pack_values__avx512vnni,                   \
+      .attend_tiles = intfa_attend_tiles__avx512vnni,                 \
+      .running_key_bytes = intfa_running_key_bytes__##running,        \
+      .running_value_bytes = intfa_running_value_bytes__##running,    \
+      .pack_running_keys = intfa_pack_running_keys__##running,        \
+      .pack_running_values = intfa_pack_running_values__##running,    \
+      .attend_running = intfa_attend_running__##running,              \
+      .merge = intfa_merge__avx512vnni,                               \
+      .finish = intfa_finish__avx512vnni,                             \
+      .peak = intfa_peak__avx512vnni,                                 \
   }
-static const intfa_cpu_kernels avx512vnni = AVX512VNNI_KERNELS(intfa_attend_running__avx512vnni);
-static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(intfa_attend_running__avx512bf16);
+static const intfa_cpu_kernels avx512vnni = AVX512VNNI_KERNELS(avx512vnni);
+static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(avx512bf16);
 
 static bool has_avx512vnni(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -52,7 +52,7 @@ final class CPUKernel: AttentionKernel {
     try call.survey()
     call.findMeans()
     call.findValueScales()
-    call.quantize()
+    call.pack()
     call.attend()
   }
 
@@ -80,11 +80,19 @@ final class CPUKernel: AttentionKernel {
 
   // MARK: Bytes
 
-  var scratchByteCount: Int { Int(intfa_scratch_bytes()) }
+  var scratchByteCount: Int { Int(INTFA_SCRATCH_BYTES) }
 
   var keyBytesPerHead: Int {
     let shape = descriptor.shape
-    guard method.isTiled else { return shape.keyValueLength * shape.headDimension }
+    if var formats = method.runningFormats {
+      return Int(
+        unsafe instructionSet.kernels.running_key_bytes(
+          &formats,
+          Int64(shape.keyValueLength),
+          Int32(shape.headDimension)
+        )
+      )
+    }
     return Int(
       unsafe instructionSet.kernels.key_bytes(
         Int64(shape.keyValueLength),
@@ -95,7 +103,15 @@ final class CPUKernel: AttentionKernel {
   }
   var valueBytesPerHead: Int {
     let shape = descriptor.shape
-    guard method.isTiled else { return shape.keyValueLength * shape.valueDimension }
+    if var formats = method.runningFormats {
+      return Int(
+        unsafe instructionSet.kernels.running_value_bytes(
+          &formats,
+          Int64(shape.keyValueLength),
+          Int32(shape.valueDimension)
+        )
+      )
+    }
     return Int(
       unsafe instructionSet.kernels.value_bytes(
         Int64(shape.keyValueLength),

@@ -199,7 +199,7 @@ struct ReferenceHead: Sendable {
     let dimension = descriptor.shape.valueDimension
     let logits = seen.map { logit(row, $0) }
     let top = logits.reduce(-1e30, max)
-    partial.rescale(to: max(partial.m, top))
+    partial.rescale(to: max(partial.m, recipe.hasWholeReference ? top.rounded(.up) : top))
     let reference = recipe.reference == .tileMaximum ? top : partial.m
     let gain = exp2(reference - partial.m)
     let v = value.span
