@@ -23,6 +23,8 @@ import Testing
     (["explain", "--softmax-scale", "nan"], "--softmax-scale is nan; it must be finite"),
     (["explain", "--threads", "0"], "--threads is 0; it must be at least 1"),
     (["explain", "--isa", "sse9"], "--isa is 'sse9'"),
+    (["bench", "--isa", "portable,sse9"], "--isa is 'sse9'"),
+    (["explain", "--isa", "portable,portable"], "this verb takes one instruction set"),
     (["explain", "--backend", "tpu"], "tpu"),
     (["explain", "--backend", "reference", "--isa", "portable"], "--isa portable"),
     (["explain", "--precision", "int9"], "int9"),

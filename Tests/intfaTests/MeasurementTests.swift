@@ -76,7 +76,9 @@ import Testing
 
   // MARK: bench, paper
 
-  @Test(arguments: [["--causal"], ["--decode"], ["--input-type", "bfloat16"]])
+  @Test(arguments: [
+    ["--causal"], ["--decode"], ["--input-type", "float16"], ["--query-length", "3"],
+  ])
   func benchHasTheKeysOfItsContract(arguments: [String]) throws {
     let run = try CommandRun(
       [
@@ -89,7 +91,8 @@ import Testing
       run.firstKeys == [
         "precision", "backend", "isa", "batch", "queryHeads", "keyValueHeads", "queryLength",
         "keyValueLength", "headDimension", "causal", "threads", "seconds", "secondsMedian",
-        "prepassSeconds", "gops", "peakGops", "fractionOfPeak", "relativeL1", "cosine",
+        "prepassSeconds", "gops", "peakGops", "fractionOfPeak", "tileLoopFractionOfPeak",
+        "relativeL1", "cosine", "inputType",
       ]
     )
     let objects = try run.objects()
@@ -99,11 +102,72 @@ import Testing
       let gops = try #require(object["gops"] as? Double)
       let queries = try #require(object["queryLength"] as? Int)
       let keys = try #require(object["keyValueLength"] as? Int)
-      #expect(queries == (arguments == ["--decode"] ? 1 : keys))
+      #expect(queries == (arguments == ["--decode"] ? 1 : arguments.last == "3" ? 3 : keys))
+      let prepass = try #require(object["prepassSeconds"] as? Double)
+      #expect(prepass > 0)
+      if let peak = object["peakGops"] as? Double {
+        let fraction = try #require(object["fractionOfPeak"] as? Double)
+        let tileLoop = try #require(object["tileLoopFractionOfPeak"] as? Double)
+        #expect((fraction * peak / gops - 1).magnitude < 1e-9)
+        #expect((tileLoop * peak * (seconds - prepass) / (gops * seconds) - 1).magnitude < 1e-9)
+      }
       let half = arguments == ["--causal"] ? 0.5 : 1
       let operations = 4.0 * 2 * Double(queries * keys) * 16 * half
       #expect((gops * seconds * 1e9 / operations - 1).magnitude < 1e-9)
       #expect(try #require(object["relativeL1"] as? Double) < 0.1)
+    }
+  }
+
+  @Test func benchTakesSeveralInstructionSets() throws {
+    let names = InstructionSet.supported.map(\.rawValue)
+    let run = try CommandRun(
+      "bench",
+      "--lengths",
+      "65",
+      "--head-dims",
+      "16",
+      "--query-heads",
+      "1",
+      "--kv-heads",
+      "1",
+      "--precisions",
+      "int8,float32",
+      "--isa",
+      names.joined(separator: ","),
+      "--repeat-seconds",
+      "0",
+      "--format",
+      "json"
+    )
+    #expect(run.status == 0, "\(run.messages)")
+    let found = try run.objects().compactMap { $0["isa"] as? String }
+    #expect(found == names.flatMap { [$0, $0] })
+  }
+
+  @Test func benchOfTheReferenceHasNoPrepass() throws {
+    let run = try CommandRun(
+      "bench",
+      "--lengths",
+      "17",
+      "--head-dims",
+      "8",
+      "--query-heads",
+      "1",
+      "--kv-heads",
+      "1",
+      "--precisions",
+      "int8",
+      "--backend",
+      "reference",
+      "--repeat-seconds",
+      "0",
+      "--format",
+      "json"
+    )
+    #expect(run.status == 0, "\(run.messages)")
+    let object = try #require(run.objects().first)
+    for key in ["prepassSeconds", "peakGops", "fractionOfPeak", "tileLoopFractionOfPeak"] {
+      #expect(object[key] is NSNull)
     }
   }
 
