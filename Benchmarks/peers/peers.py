@@ -181,7 +181,7 @@ class OpenVINO:
 
 
 class ONNXRuntime:
-    """`MultiHeadAttention` of Microsoft, heads innermost, or `Attention` of ONNX, tokens innermost."""
+    """`MultiHeadAttention` of Microsoft, [tokens, heads · D], or `Attention` of ONNX."""
 
     def __init__(self, operator):
         import onnx
@@ -524,8 +524,8 @@ Times, ratios and errors of this package and of other attention on the same proc
 - Batch 1, {OPTIONS.heads} query heads on as many key/value heads, as many queries as keys. Every \
 implementation takes input of the named type and gives its output in float32 or that type; \
 conversion, quantisation and packing are inside the times.
-- {OPTIONS.rounds} rounds; in each, all implementations take turns for {OPTIONS.seconds} s, at least \
-one call. Calls of less than 0.2 ms are timed together. Peers are called from Python, this package \
+- {OPTIONS.rounds} rounds; in each, all implementations take turns for {OPTIONS.seconds} s, at \
+least one call. Calls of less than 0.2 ms are timed together. Peers are called from Python, this package \
 from Swift: some microseconds of a peer's shortest times are its binding's.
 - Errors are relative L1 against float64 on the last {REFERENCE_ROWS} query rows of all heads \
 together, on data of one distribution (normal, outlier channels in the keys, an attention sink).

@@ -172,12 +172,21 @@ import Testing
   }
 
   @Test func paperShowsPublishedFigures() throws {
-    let json = try CommandRun("paper", "--lengths", "1024,48", "--format", "json")
+    let json = try CommandRun(
+      "paper",
+      "--experiments",
+      "error",
+      "--lengths",
+      "1024,48",
+      "--format",
+      "json"
+    )
     #expect(json.status == 0, "\(json.messages)")
     #expect(
       json.firstKeys == [
         "distribution", "keyValueLength", "precision", "isa", "relativeL1", "meanRelativeError",
-        "publishedMeanRelativeError",
+        "publishedMeanRelativeError", "experiment", "batch", "heads", "headsMeasured", "threads",
+        "seconds", "secondsMedian", "timeSaved", "speedOverBFloat16", "publishedImprovement",
       ]
     )
     let objects = try json.objects()
@@ -186,9 +195,40 @@ import Testing
     #expect(published == [0.0746, 0.0089, 0.0405, 0.0894, 0.00317, 0.0169])
   }
 
+  @Test(arguments: [(["--seconds-per-length", "0"], 1), (["--seconds-per-length", "9"], 6)])
+  func paperMeasuresTheHeadsThatFit(arguments: [String], heads: Int) throws {
+    let run = try CommandRun(
+      [
+        "paper", "--experiments", "speed", "--lengths", "33,1024", "--batch", "2", "--heads", "3",
+        "--threads", "1", "--format", "json",
+      ] + arguments
+    )
+    #expect(run.status == 0, "\(run.messages)")
+    let objects = try run.objects()
+    #expect(objects.count == 6)
+    var baselines: [Int: Double] = [:]
+    for object in objects where object["precision"] as? String == "bfloat16" {
+      baselines[try #require(object["keyValueLength"] as? Int)] = object["seconds"] as? Double
+    }
+    for object in objects {
+      #expect(object["experiment"] as? String == "speed")
+      #expect(object["headsMeasured"] as? Int == heads)
+      let length = try #require(object["keyValueLength"] as? Int)
+      let seconds = try #require(object["seconds"] as? Double)
+      let baseline = try #require(baselines[length])
+      let saved = try #require(object["timeSaved"] as? Double)
+      let speed = try #require(object["speedOverBFloat16"] as? Double)
+      #expect((saved - (1 - seconds / baseline)).magnitude < 1e-9)
+      #expect((speed * seconds / baseline - 1).magnitude < 1e-9)
+    }
+    #expect(objects.compactMap { $0["publishedImprovement"] as? Double } == [0.31])
+  }
+
   @Test func paperSaysWhereProtocolsDiffer() throws {
-    let table = try CommandRun("paper", "--lengths", "48")
-    #expect(table.output.contains("Where the protocols differ"))
+    let table = try CommandRun("paper", "--lengths", "48", "--seconds-per-length", "0")
+    #expect(table.output.contains("Where the protocols of the errors differ"))
+    #expect(table.output.contains("Where the protocols of the speeds differ"))
+    #expect(table.output.contains("of 128"))
   }
 
   // MARK: info, explain, demo

@@ -44,7 +44,7 @@ enum PublishedErrors {
 
 /// The speed figures of the paper: its full INT8 form against FlashAttention in FP16.
 enum PublishedSpeed {
-  /// By number of tokens. Whether 0.31 is time saved or speed gained is not certain.
+  /// By number of tokens; whether 0.31 is time saved or speed gained is not certain.
   private static let improvements = [1024: 0.31, 2048: 0.52, 4096: 0.66, 8192: 0.72, 16384: 0.73]
 
   /// The published improvement, or nil where there is none.
