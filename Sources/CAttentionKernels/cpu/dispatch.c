@@ -12,7 +12,6 @@
 static const intfa_cpu_kernels portable = {
     .name = "portable",
     .survey = intfa_survey__portable,
-    .rotated_maxima = intfa_rotated_maxima__portable,
     .quantize = intfa_quantize__portable,
     .key_bytes = intfa_key_bytes__portable,
     .value_bytes = intfa_value_bytes__portable,
@@ -30,7 +29,6 @@ static const intfa_cpu_kernels portable = {
   {                                                        \
       .name = "avx512vnni",                                \
       .survey = intfa_survey__avx512vnni,                  \
-      .rotated_maxima = intfa_rotated_maxima__avx512vnni,  \
       .quantize = intfa_quantize__avx512vnni,              \
       .key_bytes = intfa_key_bytes__avx512vnni,            \
       .value_bytes = intfa_value_bytes__avx512vnni,        \
@@ -38,7 +36,7 @@ static const intfa_cpu_kernels portable = {
       .pack_values = intfa_pack_values__avx512vnni,        \
       .attend_tiles = intfa_attend_tiles__avx512vnni,      \
       .attend_running = running,                           \
-      .merge = intfa_merge__portable,                      \
+      .merge = intfa_merge__avx512vnni,                    \
       .finish = intfa_finish__avx512vnni,                  \
       .peak = intfa_peak__avx512vnni,                      \
   }

@@ -5,8 +5,8 @@
 #pragma GCC visibility push(hidden)
 
 void intfa_survey__avx512vnni(const intfa_survey *);
-void intfa_rotated_maxima__avx512vnni(const intfa_rows *, int64_t, int64_t, int32_t, bool, float *);
 void intfa_quantize__avx512vnni(const intfa_quantize *);
+void intfa_merge__avx512vnni(const intfa_merge *);
 void intfa_finish__avx512vnni(const intfa_finish *);
 void intfa_attend_running__avx512vnni(const intfa_attend_running *);
 void intfa_attend_running__avx512bf16(const intfa_attend_running *);

@@ -9,7 +9,6 @@
 #pragma GCC visibility push(hidden)
 
 void intfa_survey__portable(const intfa_survey *);
-void intfa_rotated_maxima__portable(const intfa_rows *, int64_t, int64_t, int32_t, bool, float *);
 void intfa_quantize__portable(const intfa_quantize *);
 void intfa_attend_tiles__portable(const intfa_attend_tiles *);
 void intfa_attend_running__portable(const intfa_attend_running *);

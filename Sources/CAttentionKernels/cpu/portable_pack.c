@@ -141,7 +141,6 @@ void intfa_pack_keys__portable(const intfa_pack *a) {
 void intfa_pack_values__portable(const intfa_pack *a) {
   uint8_t *target = a->target;
   int64_t count = a->end - a->begin;
-  if (a->weights) memcpy(a->target_weights + a->begin, a->weights + a->begin, (size_t)count);
   if (!a->int4) {
     memcpy(target + a->begin * a->dimension, a->codes, (size_t)(count * a->dimension));
     return;

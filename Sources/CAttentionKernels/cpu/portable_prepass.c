@@ -57,25 +57,20 @@ void intfa_survey__portable(const intfa_survey *a) {
     float magnitude = largest_magnitude(x, a->dimension);
     if (!(magnitude < a->limit) && first_bad < 0) first_bad = i;
     largest = magnitude > largest ? magnitude : largest;
-    if (!sums) continue;
-    if (i > a->begin && i % INTFA_SUM_BLOCK == 0) sums += a->dimension;
-    if (i % INTFA_SUM_BLOCK == 0)
-      memcpy(sums, x, sizeof(float) * a->dimension);
-    else
-      for (int32_t c = 0; c < a->dimension; c++) sums[c] += x[c];
+    if (sums) {
+      if (i > a->begin && i % INTFA_SUM_BLOCK == 0) sums += a->dimension;
+      if (i % INTFA_SUM_BLOCK == 0)
+        memcpy(sums, x, sizeof(float) * a->dimension);
+      else
+        for (int32_t c = 0; c < a->dimension; c++) sums[c] += x[c];
+    }
+    if (a->row_maxima) {
+      if (a->rotates) intfa_rotate(x, a->dimension);
+      a->row_maxima[i - a->begin] = largest_magnitude(x, a->dimension);
+    }
   }
   if (a->largest) *a->largest = largest;
   *a->first_bad = first_bad;
-}
-
-void intfa_rotated_maxima__portable(const intfa_rows *rows, int64_t begin, int64_t end,
-                                    int32_t dimension, bool rotates, float *largest) {
-  float x[INTFA_MAX_DIMENSION];
-  for (int64_t i = begin; i < end; i++) {
-    load_row(rows, i, dimension, x);
-    if (rotates) intfa_rotate(x, dimension);
-    *largest++ = largest_magnitude(x, dimension);
-  }
 }
 
 void intfa_quantize__portable(const intfa_quantize *a) {
@@ -101,8 +96,10 @@ void intfa_quantize__portable(const intfa_quantize *a) {
       code = code > 127.0f ? 127.0f : code < -127.0f ? -127.0f : code;
       codes[c] = (int8_t)code;
     }
-    for (int32_t h = 0; h < a->bias_count; h++)
-      a->biases[h * a->bias_stride + i] =
-          a->bias_factor * intfa_dot(a->bias_means + h * a->bias_mean_stride, x, a->dimension);
+    for (int32_t h = 0; h < a->bias_count; h++) {
+      const float dot = intfa_dot(a->bias_means + h * a->bias_mean_stride, x, a->dimension);
+      const float addend = a->bias_addend ? a->bias_addend[i] : 0;
+      a->biases[h * a->bias_stride + i] = a->bias_factor * dot + addend;
+    }
   }
 }

@@ -1,18 +1,26 @@
 // Integer tile loop with 512-bit vpdpbusd (u8 x s8 -> s32): both products of attention.
 //
-// Loop: key tile (64 or 128 keys) > 4 query rows. While the scores of four rows are multiplied, the
-// exponentials of the four rows before them run beside; then those are multiplied with V. The float
-// operations are those of portable_tiles.c one by one (no fused multiply-add), so all bits are equal.
+// Loop: key tile (64 or 128 keys) > 4 query rows, a "group". The multiplies of one group carry the
+// rest of the work of its neighbours in their shadow, 16 multiplies and one unit of it at a time:
 //
-// instruction                      where it runs on Zen 5, per cycle      here
-// vpdpbusd, vmulps                 two multiply ports, 2                  512 + 36 per tile of 64, D 64
-// vaddps vmaxps vcvtps2dq, shifts  the other two ports, 2                 in the multiplies' shadow
-// vpermt2w vpackssdw               shared                                 2 + 2 per 64 keys and row
-// loads and broadcasts             2 per cycle, one store                 4 + 4 per 16 vpdpbusd
+//   scores, sub-tile 0 of group g    exponentials, sub-tile 0 of g - 1
+//   scores, sub-tile 1 of group g    exponentials, sub-tile 1 of g - 1; logits, sub-tile 0 of g
+//   values of group g - 1            logits, sub-tile 1 of g
 //
-// Registers: 16 sums (4 rows x 64 keys or channels), 4 keys or values, the rest exponentials.
-// Keys are packed +128, so that they are the unsigned operand; a row's sums start at -128 * sum(q).
-// Bounds: |sums| <= 256 * 255 * 127 = 8.3e6 while scoring, 128 * 255 * 127 = 4.2e6 for values.
+// so integer sums go through memory once before they become logits, which costs a store and hides
+// the latency of four dependent operations. The float operations are those of portable_tiles.c one
+// by one (no fused multiply-add), so all bits are equal.
+//
+// instruction                      where it runs on Zen 5, per cycle    per 4 x 128 scores, D = 64
+// vpdpbusd, vmulps                 two multiply ports, 2                1032 + 80
+// vaddps vmaxps vcvt*, shifts      the other two ports, 2               250, in the shadow
+// vpermt2w vpack*                  shared                               16 + 24
+// loads, broadcasts; stores        2; 1                                 700; 110
+//
+// Registers: 16 sums (4 rows x 64 keys or channels), 4 keys or values, a broadcast; the rest for the
+// work in the shadow. Keys are packed +128, so that they are the unsigned operand; a row's sums start
+// at -128 * sum(q). Bounds: |sums| <= 256 * 255 * 127 = 8.3e6 while scoring, 128 * 255 * 127 = 4.2e6
+// for values.
 #if defined(__x86_64__)
 #include "online_softmax.h"
 
@@ -22,9 +30,11 @@
 
 // What four rows need from their scores to their values.
 typedef struct {
+  _Alignas(64) int32_t product[SUBS][ROWS][KEYS];
   _Alignas(64) float logit[SUBS][ROWS][KEYS];
-  _Alignas(64) uint8_t p[SUBS][ROWS][KEYS];  // in the order of weight_position
-  _Alignas(64) int32_t sum[ROWS][16];        // partial sums of p * n
+  _Alignas(64) float top_lanes[SUBS][ROWS][16];  // row maxima, lane by lane
+  _Alignas(64) uint8_t p[SUBS][ROWS][KEYS];      // in the order of p_offset
+  _Alignas(64) int32_t sum[ROWS][16];            // partial sums of p * n
   _Alignas(16) float top[ROWS], gain[ROWS];
 } group;
 
@@ -32,13 +42,29 @@ typedef struct {
 typedef struct {
   group groups[2];
   _Alignas(64) uint16_t power[64];
-  _Alignas(64) int8_t no_weights[INTFA_MAX_TILE];  // stands for n_j where they are not integers
+  _Alignas(64) int8_t weight[INTFA_MAX_TILE];  // n_j of the tile in the order of p; zeros for real n_j
   _Alignas(64) int32_t start[INTFA_MAX_ROWS];
   _Alignas(64) float scale[INTFA_MAX_ROWS], shift[INTFA_MAX_ROWS];
-  _Alignas(64) int8_t query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION];  // rows padded to four channels
+  const int8_t *query;  // [rows][stride]: the caller's, or the next where D is no multiple of four
+  _Alignas(64) int8_t padded_query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION];
 } state;
 _Static_assert(sizeof(state) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
                "fits intfa_scratch_bytes");
+
+// One tile of keys and values, and how far its rows go.
+typedef struct {
+  int64_t begin, end;
+  const uint8_t *key;
+  const int8_t *value;
+  int32_t stride, width;  // channels of a packed query row and key; of a packed value row
+} tile_operands;
+
+// Keeps the order of the multiplies and of the work between them as written, at no instruction.
+#define IN_ORDER(a)                                                                                \
+  __asm__ volatile("" : "+v"(a[0][0]), "+v"(a[0][1]), "+v"(a[0][2]), "+v"(a[0][3]), "+v"(a[1][0]), \
+                   "+v"(a[1][1]), "+v"(a[1][2]), "+v"(a[1][3]), "+v"(a[2][0]), "+v"(a[2][1]),      \
+                   "+v"(a[2][2]), "+v"(a[2][3]), "+v"(a[3][0]), "+v"(a[3][1]), "+v"(a[3][2]),      \
+                   "+v"(a[3][3])::"memory")
 
 // ---------------------------------------------------------------------------------- exponentials
 
@@ -55,128 +81,137 @@ INLINE __m512i power_of_two(const uint16_t *table, __m512i steps) {
                                                _mm512_load_si512(table + 32));
   return _mm512_srlv_epi16(mantissa, _mm512_srli_epi16(steps, 6));
 }
-INLINE void store_weights(__m512i even, __m512i odd, const int8_t *n, uint8_t *p, int32_t *sum) {
-  const __m512i half = _mm512_set1_epi16(128), high_bytes = _mm512_set1_epi16((short)0xFF00);
-  even = _mm512_srli_epi16(_mm512_add_epi16(even, half), 8);
-  odd = _mm512_add_epi16(odd, half);
-  __m512i bytes = _mm512_ternarylogic_epi32(even, odd, high_bytes, 0xF8);  // even | (odd & high)
+INLINE void store_weights(__m512i first, __m512i second, const int8_t *n, uint8_t *p, int32_t *sum) {
+  const __m512i half = _mm512_set1_epi16(128);
+  first = _mm512_srli_epi16(_mm512_add_epi16(first, half), 8);
+  second = _mm512_srli_epi16(_mm512_add_epi16(second, half), 8);
+  __m512i bytes = _mm512_packus_epi16(first, second);
   _mm512_store_si512(p, bytes);
   _mm512_store_si512(sum, _mm512_dpbusd_epi32(_mm512_load_si512(sum), bytes, _mm512_load_si512(n)));
 }
-INLINE void exponentials(group *g, int32_t sub, const int8_t *n, const uint16_t *table) {
-  UNROLL for (int r = 0; r < ROWS; r++) {
-    const float *logit = g->logit[sub][r];
-    __m512 top = _mm512_set1_ps(g->top[r]);
-    store_weights(power_of_two(table, exponent_steps(logit, top)),
-                  power_of_two(table, exponent_steps(logit + 32, top)), n, g->p[sub][r], g->sum[r]);
+// Unit 0...15 of the exponentials of a sub-tile: a quarter of a row's.
+INLINE void exponential_unit(group *g, int32_t sub, int unit, const state *s, __m512i *first,
+                             __m512i *second) {
+  const int row = unit / 4;
+  const float *logit = g->logit[sub][row];
+  const __m512 top = _mm512_set1_ps(g->top[row]);
+  switch (unit % 4) {
+    case 0: *first = exponent_steps(logit, top); break;
+    case 1: *second = exponent_steps(logit + 32, top); break;
+    case 2: *first = power_of_two(s->power, *first), *second = power_of_two(s->power, *second); break;
+    default: store_weights(*first, *second, s->weight + sub * KEYS, g->p[sub][row], g->sum[row]);
   }
+}
+INLINE void exponentials(group *g, int32_t sub, const state *s) {
+  __m512i first, second;
+  UNROLL for (int unit = 0; unit < UNITS; unit++) exponential_unit(g, sub, unit, s, &first, &second);
 }
 
 // ---------------------------------------------------------------------------------- scores
 
-// Four channels of 4 queries x 64 keys.
-INLINE void score_step(const int8_t *q, int32_t stride, const uint8_t *key, int32_t step,
+// Four channels of 4 queries x 16 * columns keys.
+INLINE void score_step(const int columns, const int8_t *q, int32_t stride, const uint8_t *key,
                        __m512i acc[ROWS][4]) {
-  const uint8_t *k = key + (int64_t)step * 4 * KEYS;
-  __m512i k0 = _mm512_load_si512(k), k1 = _mm512_load_si512(k + 64);
-  __m512i k2 = _mm512_load_si512(k + 128), k3 = _mm512_load_si512(k + 192);
+  __m512i k[4];
+  UNROLL for (int j = 0; j < columns; j++) k[j] = _mm512_load_si512(key + 64 * j);
   UNROLL for (int i = 0; i < ROWS; i++) {
     int32_t four;
-    memcpy(&four, q + i * stride + 4 * step, sizeof four);
-    __m512i qi = _mm512_set1_epi32(four);
-    acc[i][0] = _mm512_dpbusd_epi32(acc[i][0], k0, qi);
-    acc[i][1] = _mm512_dpbusd_epi32(acc[i][1], k1, qi);
-    acc[i][2] = _mm512_dpbusd_epi32(acc[i][2], k2, qi);
-    acc[i][3] = _mm512_dpbusd_epi32(acc[i][3], k3, qi);
+    memcpy(&four, q + i * stride, sizeof four);
+    const __m512i qi = _mm512_set1_epi32(four);
+    UNROLL for (int j = 0; j < columns; j++) acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], k[j], qi);
   }
 }
 
-// Where the scores of four rows and 64 keys come from.
-typedef struct {
-  const int8_t *query;  // [ROWS][stride]
-  int32_t stride;       // channels, padded to four
-  const int32_t *start;
-  const float *query_scale;
-  const uint8_t *key;
-  const float *key_scale, *bias;
-} score_operands;
+// Logits of 16 keys of one row, unit = 4 * row + column, and the maximum over the columns so far.
+INLINE void logit_unit(const intfa_attend_tiles *a, group *g, int32_t sub, int unit, int64_t begin,
+                       const float *query_scale, __m512 *top) {
+  const int i = unit / 4, j = unit % 4;
+  const int64_t key = begin + sub * KEYS + 16 * j;
+  __m512 x = _mm512_cvtepi32_ps(_mm512_load_si512(g->product[sub][i] + 16 * j));
+  x = _mm512_mul_ps(x, _mm512_loadu_ps(a->key_scale + key));
+  x = _mm512_mul_ps(x, _mm512_set1_ps(query_scale[i]));
+  x = _mm512_add_ps(x, _mm512_loadu_ps(a->bias + key));
+  _mm512_store_ps(g->logit[sub][i] + 16 * j, x);
+  *top = j == 0 ? x : _mm512_max_ps(*top, x);
+  if (j == 3) _mm512_store_ps(g->top_lanes[sub][i], *top);
+}
+INLINE void logits(const intfa_attend_tiles *a, group *g, int32_t sub, int64_t begin,
+                   const float *query_scale) {
+  __m512 top;
+  UNROLL for (int unit = 0; unit < UNITS; unit++)
+    logit_unit(a, g, sub, unit, begin, query_scale, &top);
+}
 
-// Logits of sub-tile `sub` into `g`; where asked, the exponentials of that sub-tile of the four rows
-// before between the multiplies. D is the stride where the compiler shall know it, a multiple of 64,
-// else 0. No branch may be left in here: the compiler would keep operands on the stack around it.
-INLINE void score(const int32_t D, const bool with_earlier, const score_operands *o, group *g,
-                  int32_t sub, __m512 top[ROWS], group *earlier, const int8_t *n,
-                  const uint16_t *table) {
-  const int8_t *q = o->query;
-  const int32_t stride = D ? D : o->stride, part = D / 64;
-  __m512i acc[ROWS][4], even, odd;
-  __asm__ volatile("" : "+r"(q));  // else broadcasts may be hoisted out of the loop and spilled
+// Products of sub-tile `sub` of the four rows from `row` into `g`. In their shadow, where asked, the
+// exponentials of the same sub-tile of `earlier` and the logits of sub-tile 0 of `g`. D is the stride
+// where the compiler shall know it, else 0. No branch may stand between multiplies: the compiler
+// would keep operands on the stack around it.
+INLINE void score(const int32_t D, const int columns, const bool with_earlier, const bool with_logits,
+                  const intfa_attend_tiles *a, const state *s, const tile_operands *t, int32_t row,
+                  int32_t sub, group *g, group *earlier) {
+  const int32_t stride = D ? D : t->stride;
+  const int8_t *q = s->query + (int64_t)row * stride;
+  const uint8_t *key = t->key + (int64_t)sub * KEYS * stride;
+  __m512i acc[ROWS][4], first, second;
+  __m512 top;
   UNROLL for (int i = 0; i < ROWS; i++)
-    UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_set1_epi32(o->start[i]);
-  if (D) {
-    UNROLL for (int r = 0; r < ROWS; r++) {
-      const float *logit = earlier->logit[sub][r];
-      UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, 4 * r * part + s, acc);
-      if (with_earlier) even = exponent_steps(logit, _mm512_set1_ps(earlier->top[r]));
-      UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, (4 * r + 1) * part + s, acc);
-      if (with_earlier) odd = exponent_steps(logit + 32, _mm512_set1_ps(earlier->top[r]));
-      UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, (4 * r + 2) * part + s, acc);
-      if (with_earlier) even = power_of_two(table, even), odd = power_of_two(table, odd);
-      UNROLL for (int s = 0; s < part; s++) score_step(q, stride, o->key, (4 * r + 3) * part + s, acc);
-      if (with_earlier) store_weights(even, odd, n, earlier->p[sub][r], earlier->sum[r]);
+    UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_set1_epi32(s->start[row + i]);
+  UNROLL for (int unit = 0; unit < UNITS; unit++) {
+    if (D) {
+      UNROLL for (int step = 0; step < D / 64; step++, q += 4, key += 4 * KEYS)
+        score_step(columns, q, stride, key, acc);
+    } else {
+      const int8_t *last = s->query + (int64_t)row * stride + stride * (unit + 1) / UNITS / 4 * 4;
+      KEEP_LOOP for (; q < last; q += 4, key += 4 * KEYS) score_step(columns, q, stride, key, acc);
     }
-  } else {
-    KEEP_LOOP for (int32_t s = 0; s < stride / 4; s++) score_step(q, stride, o->key, s, acc);
-    if (with_earlier) exponentials(earlier, sub, n, table);
+    IN_ORDER(acc);
+    if (with_earlier) exponential_unit(earlier, sub, unit, s, &first, &second);
+    if (with_logits) logit_unit(a, g, 0, unit, t->begin, s->scale + row, &top);
   }
-  UNROLL for (int j = 0; j < 4; j++) {
-    __m512 ks = _mm512_loadu_ps(o->key_scale + 16 * j), b = _mm512_loadu_ps(o->bias + 16 * j);
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][j]), ks);
-      x = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(o->query_scale[i])), b);
-      top[i] = _mm512_max_ps(top[i], x);
-      _mm512_store_ps(g->logit[sub][i] + 16 * j, x);
-    }
-  }
+  UNROLL for (int i = 0; i < ROWS; i++)
+    UNROLL for (int j = 0; j < columns; j++)
+      _mm512_store_si512(g->product[sub][i] + 16 * j, acc[i][j]);
 }
 
 // ---------------------------------------------------------------------------------- masks and caps
 
 // Logits of keys that a row does not see become -inf; then the row maxima are taken anew.
 static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, group *g, int32_t row,
-                                                  int64_t begin, int64_t end, int32_t subs,
-                                                  __m512 top[ROWS]) {
+                                                  const tile_operands *t, int32_t subs) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int32_t i = 0; i < ROWS; i++) {
-    key_range seen = visible_keys(&a->visible, row + i, begin, end);
-    __m512i first = _mm512_set1_epi32((int32_t)(seen.begin - begin));
-    __m512i last = _mm512_set1_epi32((int32_t)(seen.end > begin ? seen.end - begin : 0));
-    top[i] = _mm512_set1_ps(-1e30f);
-    for (int32_t j = 0; j < subs * KEYS; j += 16) {
-      float *logit = g->logit[j / KEYS][i] + j % KEYS;
-      __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(j));
-      __mmask16 visible = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmplt_epi32_mask(key, last);
-      __m512 x = _mm512_mask_blend_ps(visible, _mm512_set1_ps(-__builtin_inff()),
-                                      _mm512_load_ps(logit));
-      _mm512_store_ps(logit, x);
-      top[i] = _mm512_max_ps(top[i], x);
+    key_range seen = visible_keys(&a->visible, row + i, t->begin, t->end);
+    const int32_t first = (int32_t)(seen.begin - t->begin);
+    const int32_t last = seen.end > t->begin ? (int32_t)(seen.end - t->begin) : 0;
+    for (int32_t sub = 0; sub < subs; sub++) {
+      if (first <= sub * KEYS && last >= (sub + 1) * KEYS) continue;
+      __m512 top = _mm512_set1_ps(-1e30f);
+      for (int32_t j = 0; j < KEYS; j += 16) {
+        float *logit = g->logit[sub][i] + j;
+        __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(sub * KEYS + j));
+        __mmask16 visible = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32(first)) &
+                            _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32(last));
+        __m512 x = _mm512_mask_blend_ps(visible, _mm512_set1_ps(-__builtin_inff()),
+                                        _mm512_load_ps(logit));
+        _mm512_store_ps(logit, x);
+        top = _mm512_max_ps(top, x);
+      }
+      _mm512_store_ps(g->top_lanes[sub][i], top);
     }
   }
 }
 
 static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, const state *s, group *g,
-                                                 int32_t row, int64_t begin, int32_t subs,
-                                                 __m512 top[ROWS]) {
-  for (int32_t i = 0; i < ROWS; i++) {
-    top[i] = _mm512_set1_ps(-1e30f);
-    for (int32_t sub = 0; sub < subs; sub++) {
+                                                 int32_t row, int64_t begin, int32_t subs) {
+  for (int32_t sub = 0; sub < subs; sub++)
+    for (int32_t i = 0; i < ROWS; i++) {
       float *logit = g->logit[sub][i];
       for (int32_t j = 0; j < KEYS; j++)
         logit[j] = soft_cap(logit[j] + s->shift[row + i], a->softcap) + a->fold[begin + sub * KEYS + j];
-      for (int32_t j = 0; j < KEYS; j += 16)
-        top[i] = _mm512_max_ps(top[i], _mm512_load_ps(logit + j));
+      __m512 top = _mm512_load_ps(logit);
+      for (int32_t j = 16; j < KEYS; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(logit + j));
+      _mm512_store_ps(g->top_lanes[sub][i], top);
     }
-  }
 }
 
 // ---------------------------------------------------------------------------------- row sums, gains
@@ -224,7 +259,12 @@ static __attribute__((noinline)) void rescale(const intfa_attend_tiles *a, int32
 }
 
 // tile_gain of four rows.
-INLINE void choose_gain(const intfa_attend_tiles *a, group *g, int32_t row, const __m512 tops[ROWS]) {
+INLINE void choose_gain(const intfa_attend_tiles *a, group *g, int32_t row, int32_t subs) {
+  __m512 tops[ROWS];
+  UNROLL for (int i = 0; i < ROWS; i++) {
+    tops[i] = _mm512_load_ps(g->top_lanes[0][i]);
+    if (subs == 2) tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(g->top_lanes[1][i]));
+  }
   __m128 top = _mm_max_ps(four_maxima(tops), _mm_set1_ps(-1e30f));
   __m128 reference = _mm_loadu_ps(a->reference + row), excess = _mm_sub_ps(top, reference);
   _mm_store_ps(g->top, top);
@@ -244,9 +284,9 @@ INLINE void choose_gain(const intfa_attend_tiles *a, group *g, int32_t row, cons
 
 // ---------------------------------------------------------------------------------- values
 
-// out += gain * (p x values), total += gain * sum, for the four rows of a group.
-INLINE void add_values(const intfa_attend_tiles *a, group *g, const int8_t *value, int32_t width,
-                       int32_t row, int64_t begin, int32_t subs) {
+// total += gain * sum for the four rows of a group.
+INLINE void add_totals(const intfa_attend_tiles *a, group *g, int32_t row, int64_t begin,
+                       int32_t subs) {
   __m128 sum;
   if (a->weight) {
     __m512i sums[ROWS];
@@ -260,126 +300,209 @@ INLINE void add_values(const intfa_attend_tiles *a, group *g, const int8_t *valu
   }
   __m128 total = _mm_loadu_ps(a->total + row);
   _mm_storeu_ps(a->total + row, _mm_add_ps(total, _mm_mul_ps(_mm_load_ps(g->gain), sum)));
+}
 
-  KEEP_LOOP for (int32_t c = 0; c < width; c += 64) {
+// Four keys of 4 rows x 64 channels.
+INLINE void value_step(const group *g, int32_t sub, int32_t four, const int8_t *v,
+                       __m512i acc[ROWS][4]) {
+  const __m512i v0 = _mm512_load_si512(v), v1 = _mm512_load_si512(v + 64);
+  const __m512i v2 = _mm512_load_si512(v + 128), v3 = _mm512_load_si512(v + 192);
+  UNROLL for (int i = 0; i < ROWS; i++) {
+    int32_t weights;
+    memcpy(&weights, g->p[sub][i] + p_offset(four), sizeof weights);
+    const __m512i p = _mm512_set1_epi32(weights);
+    acc[i][0] = _mm512_dpbusd_epi32(acc[i][0], p, v0);
+    acc[i][1] = _mm512_dpbusd_epi32(acc[i][1], p, v1);
+    acc[i][2] = _mm512_dpbusd_epi32(acc[i][2], p, v2);
+    acc[i][3] = _mm512_dpbusd_epi32(acc[i][3], p, v3);
+  }
+}
+INLINE void clear_sums(__m512i acc[ROWS][4]) {
+  UNROLL for (int i = 0; i < ROWS; i++)
+    UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_si512();
+}
+// out += gain * acc for 64 channels.
+INLINE void drain(const group *g, __m512i acc[ROWS][4], float *out, int64_t stride) {
+  UNROLL for (int i = 0; i < ROWS; i++) {
+    const __m512 gain = _mm512_set1_ps(g->gain[i]);
+    UNROLL for (int j = 0; j < 4; j++) {
+      float *o = out + i * stride + 16 * j;
+      __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][j]), gain);
+      _mm512_store_ps(o, _mm512_add_ps(_mm512_load_ps(o), x));
+    }
+  }
+}
+
+// 64 channels of the values of a group that sees `subs` whole sub-tiles. In their shadow the logits
+// of the last sub-tile of the `next` group, at its row `next_row`; then its gain.
+INLINE void values_beside_logits(const int32_t subs, const intfa_attend_tiles *a, const state *s,
+                                 const tile_operands *t, const group *g, int32_t row, group *next,
+                                 int32_t next_row) {
+  __m512i acc[ROWS][4];
+  __m512 top;
+  clear_sums(acc);
+  UNROLL for (int slot = 0; slot < subs * UNITS; slot++) {
+    value_step(g, slot / UNITS, slot % UNITS, t->value + (int64_t)slot * 4 * t->width, acc);
+    IN_ORDER(acc);
+    // Two units every three slots leave time for the products' stores and for the gain.
+    const int unit = subs == 1 ? slot : (slot - 2) / 3 * 2 + (slot - 2) % 3;
+    if (subs == 1 || (slot >= 2 && (slot - 2) % 3 != 2 && unit < UNITS))
+      logit_unit(a, next, subs - 1, unit, t->begin, s->scale + next_row, &top);
+  }
+  choose_gain(a, next, next_row, subs);
+  drain(g, acc, a->out + row * a->out_stride, a->out_stride);
+}
+
+// Channels from `first_channel` of the values of a group that sees `fours` times four keys.
+INLINE void values(const intfa_attend_tiles *a, const tile_operands *t, const group *g, int32_t row,
+                   int32_t fours, int32_t first_channel) {
+  KEEP_LOOP for (int32_t c = first_channel; c < t->width; c += 64) {
     __m512i acc[ROWS][4];
-    UNROLL for (int i = 0; i < ROWS; i++)
-      UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_si512();
-    KEEP_LOOP for (int32_t sub = 0; sub < subs; sub++) {
-      const int8_t *v = value + (int64_t)sub * KEYS * width + c * 4;
-      UNROLL for (int t = 0; t < KEYS / 4; t++) {
-        const int8_t *four = v + (int64_t)t * width * 4;
-        __m512i v0 = _mm512_load_si512(four), v1 = _mm512_load_si512(four + 64);
-        __m512i v2 = _mm512_load_si512(four + 128), v3 = _mm512_load_si512(four + 192);
-        UNROLL for (int i = 0; i < ROWS; i++) {
-          int32_t weights;
-          memcpy(&weights, g->p[sub][i] + 4 * t, sizeof weights);
-          __m512i p = _mm512_set1_epi32(weights);
-          acc[i][0] = _mm512_dpbusd_epi32(acc[i][0], p, v0);
-          acc[i][1] = _mm512_dpbusd_epi32(acc[i][1], p, v1);
-          acc[i][2] = _mm512_dpbusd_epi32(acc[i][2], p, v2);
-          acc[i][3] = _mm512_dpbusd_epi32(acc[i][3], p, v3);
-        }
-      }
-    }
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      __m512 gain = _mm512_set1_ps(g->gain[i]);
-      UNROLL for (int j = 0; j < 4; j++) {
-        float *o = a->out + (row + i) * a->out_stride + c + 16 * j;
-        __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][j]), gain);
-        _mm512_store_ps(o, _mm512_add_ps(_mm512_load_ps(o), x));
-      }
-    }
+    clear_sums(acc);
+    const int8_t *v = t->value + 4 * c;
+    KEEP_LOOP for (int32_t sub = 0; sub < fours / UNITS; sub++)
+      UNROLL for (int32_t four = 0; four < UNITS; four++, v += 4 * t->width)
+        value_step(g, sub, four, v, acc);
+    KEEP_LOOP for (int32_t four = 0; four < fours % UNITS; four++, v += 4 * t->width)
+      value_step(g, fours / UNITS, four, v, acc);
+    drain(g, acc, a->out + row * a->out_stride + c, a->out_stride);
   }
 }
 
 // ---------------------------------------------------------------------------------- the loop
 
-// All rows against the tile [begin, end).
-INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s, int64_t begin,
-                        int64_t end) {
-  const int32_t stride = D ? D : (int32_t)padded(a->head_dimension, 4);
-  const int32_t width = (int32_t)padded(a->value_dimension, 64);
-  const uint8_t *key = (const uint8_t *)a->key + begin * stride;
-  const int8_t *value = (const int8_t *)a->value + begin * width;
-  const int8_t *n = a->weight ? a->weight + begin : s->no_weights;
-  group *g = &s->groups[0], *earlier = &s->groups[1];
-  int32_t earlier_row = -1, earlier_subs = 0;
-  for (int32_t row = 0; row < a->rows; row += ROWS) {
-    int32_t last_row = row + ROWS < a->rows ? row + ROWS - 1 : a->rows - 1;
-    int64_t first_key = visible_keys(&a->visible, row, begin, end).begin;
-    int64_t last_key = visible_keys(&a->visible, last_row, begin, end).end;
-    if (first_key >= last_key) continue;
-    // Later rows see at least as many keys, so never fewer sub-tiles than the rows before.
-    int32_t subs = (int32_t)((last_key - begin + KEYS - 1) / KEYS), sub = 0;
-    score_operands o = {
-        .query = s->query + (int64_t)row * stride,
-        .stride = stride,
-        .start = s->start + row,
-        .query_scale = s->scale + row,
-    };
-    __m512 top[ROWS];
-    UNROLL for (int i = 0; i < ROWS; i++) top[i] = _mm512_set1_ps(-1e30f);
-    KEEP_LOOP for (; sub < subs; sub++) {
-      o.key = key + (int64_t)sub * KEYS * stride;
-      o.key_scale = a->key_scale + begin + sub * KEYS;
-      o.bias = a->bias + begin + sub * KEYS;
-      if (sub < earlier_subs)
-        score(D, true, &o, g, sub, top, earlier, n + sub * KEYS, s->power);
-      else
-        score(D, false, &o, g, sub, top, earlier, n, s->power);
-    }
-    if (a->softcap > 0) cap_logits(a, s, g, row, begin, subs, top);
-    int64_t common_end = visible_keys(&a->visible, row, begin, end).end;
-    int64_t common_begin = visible_keys(&a->visible, last_row, begin, end).begin;
-    if (common_begin > begin || common_end < begin + subs * KEYS)
-      mask_logits(a, g, row, begin, end, subs, top);
-    choose_gain(a, g, row, top);
-    if (earlier_row >= 0) add_values(a, earlier, value, width, earlier_row, begin, earlier_subs);
-    group *swap = g;
-    g = earlier, earlier = swap, earlier_row = row, earlier_subs = subs;
-  }
-  if (earlier_row < 0) return;
-  for (int32_t sub = 0; sub < earlier_subs; sub++)
-    exponentials(earlier, sub, n + sub * KEYS, s->power);
-  add_values(a, earlier, value, width, earlier_row, begin, earlier_subs);
+// What the four rows of a group see of a tile.
+typedef struct {
+  int32_t subs, fours;  // sub-tiles and fours of keys up to the last one that any row sees
+  bool is_whole;        // every row sees every key of these sub-tiles
+} extent;
+
+static inline extent extent_of(const intfa_attend_tiles *a, const tile_operands *t, int32_t row) {
+  const int32_t last_row = row + ROWS < a->rows ? row + ROWS - 1 : a->rows - 1;
+  const key_range first = visible_keys(&a->visible, row, t->begin, t->end);
+  const key_range last = visible_keys(&a->visible, last_row, t->begin, t->end);
+  if (first.begin >= last.end) return (extent){0};
+  const int32_t keys = (int32_t)(last.end - t->begin), subs = (keys + KEYS - 1) / KEYS;
+  return (extent){subs, (keys + 3) / 4,
+                  last.begin == t->begin && first.end == t->begin + subs * KEYS};
 }
 
-static void prepare_rows(const intfa_attend_tiles *a, state *s, int32_t stride) {
-  int32_t rows = (int32_t)padded(a->rows, ROWS);
-  memset(s->query, 0, (size_t)(rows * stride));
-  memset(s->start, 0, sizeof s->start);
+// score() with the numbers of the moment: half the columns where only the first 32 keys are seen.
+INLINE void score_sub_tile(const int32_t D, const bool with_logits, const intfa_attend_tiles *a,
+                           const state *s, const tile_operands *t, int32_t row, extent seen, int32_t sub,
+                           group *g, int32_t earlier_subs, group *earlier) {
+  const bool is_half = seen.fours - sub * UNITS <= UNITS / 2;
+  if (is_half && sub < earlier_subs)
+    score(D, 2, true, with_logits, a, s, t, row, sub, g, earlier);
+  else if (is_half)
+    score(D, 2, false, with_logits, a, s, t, row, sub, g, earlier);
+  else if (sub < earlier_subs)
+    score(D, 4, true, with_logits, a, s, t, row, sub, g, earlier);
+  else
+    score(D, 4, false, with_logits, a, s, t, row, sub, g, earlier);
+}
+
+// The four rows from `row` against a tile, and what was left to do for the group before them. Later
+// rows see at least as many keys, so the group before has no more sub-tiles.
+INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const state *s,
+                         const tile_operands *t, int32_t row, extent seen, group *g,
+                         int32_t earlier_row, extent earlier_seen, group *earlier) {
+  const int32_t last = seen.subs - 1;
+  score_sub_tile(D, false, a, s, t, row, seen, 0, g, earlier_seen.subs, earlier);
+  if (last) score_sub_tile(D, true, a, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
+  if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t->begin, earlier_seen.subs);
+  if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0) {
+    if (last)
+      values_beside_logits(2, a, s, t, earlier, earlier_row, g, row);
+    else
+      values_beside_logits(1, a, s, t, earlier, earlier_row, g, row);
+    values(a, t, earlier, earlier_row, earlier_seen.fours, 64);
+    return;
+  }
+  logits(a, g, last, t->begin, s->scale + row);
+  if (a->softcap > 0) cap_logits(a, s, g, row, t->begin, seen.subs);
+  if (!seen.is_whole) mask_logits(a, g, row, t, seen.subs);
+  choose_gain(a, g, row, seen.subs);
+  if (earlier_seen.subs) values(a, t, earlier, earlier_row, earlier_seen.fours, 0);
+}
+
+// All rows against a tile.
+INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s,
+                        const tile_operands *t) {
+  group *g = &s->groups[0], *earlier = &s->groups[1];
+  int32_t earlier_row = 0;
+  extent earlier_seen = {0};
+  if (a->weight) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int32_t j = 0; j < t->end - t->begin; j += KEYS)
+      _mm512_store_si512(s->weight + j, _mm512_permutexvar_epi32(
+                                            order, _mm512_loadu_si512(a->weight + t->begin + j)));
+  }
+  for (int32_t row = 0; row < a->rows; row += ROWS) {
+    const extent seen = extent_of(a, t, row);
+    if (!seen.subs) continue;
+    attend_group(D, a, s, t, row, seen, g, earlier_row, earlier_seen, earlier);
+    group *swap = g;
+    g = earlier, earlier = swap, earlier_row = row, earlier_seen = seen;
+  }
+  if (!earlier_seen.subs) return;
+  for (int32_t sub = 0; sub < earlier_seen.subs; sub++) exponentials(earlier, sub, s);
+  add_totals(a, earlier, earlier_row, t->begin, earlier_seen.subs);
+  values(a, t, earlier, earlier_row, earlier_seen.fours, 0);
+}
+
+// -128 * sum(q) of four rows.
+INLINE __m128i starts(const int8_t *q, int32_t stride) {
+  __m512i sums[ROWS];
+  UNROLL for (int i = 0; i < ROWS; i++) {
+    sums[i] = _mm512_setzero_si512();
+    for (int32_t c = 0; c < stride; c += 64)
+      sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_set1_epi8((char)128),
+                                    _mm512_maskz_loadu_epi8(first_bytes(stride - c), q + i * stride + c));
+  }
+  return _mm_sub_epi32(_mm_setzero_si128(), four_sums(sums));
+}
+
+static void prepare(const intfa_attend_tiles *a, state *s, int32_t stride) {
+  const int32_t d = a->head_dimension;
+  s->query = a->query;
+  if (stride != d) {
+    s->query = s->padded_query;
+    for (int32_t r = 0; r < a->rows; r++) {
+      memset(s->padded_query + (r + 1) * stride - 4, 0, 4);
+      memcpy(s->padded_query + r * stride, a->query + r * d, (size_t)d);
+    }
+  }
   memset(s->scale, 0, sizeof s->scale);
   memset(s->shift, 0, sizeof s->shift);
-  memset(s->groups, 0, sizeof s->groups);
-  memset(s->no_weights, 0, sizeof s->no_weights);
+  memcpy(s->scale, a->query_scale, sizeof(float) * (size_t)a->rows);
+  if (a->softcap > 0) memcpy(s->shift, a->row_shift, sizeof(float) * (size_t)a->rows);
+  for (int32_t r = 0; r < a->rows; r += ROWS)
+    _mm_store_si128((__m128i *)(s->start + r), starts(s->query + r * stride, stride));
+  for (int32_t i = 0; i < 2; i++) memset(s->groups[i].sum, 0, sizeof s->groups[i].sum);
+  memset(s->weight, 0, sizeof s->weight);
   memcpy(s->power, power_table, sizeof s->power);
-  for (int32_t r = 0; r < a->rows; r++) {
-    const int8_t *q = a->query + (int64_t)r * a->head_dimension;
-    int32_t sum = 0;
-    for (int32_t c = 0; c < a->head_dimension; c++) sum += q[c];
-    memcpy(s->query + (int64_t)r * stride, q, (size_t)a->head_dimension);
-    s->start[r] = -128 * sum;
-    s->scale[r] = a->query_scale[r];
-    if (a->softcap > 0) s->shift[r] = a->row_shift[r];
-  }
 }
 
-INLINE void attend_dimension(const int32_t D, const intfa_attend_tiles *a) {
+INLINE void attend(const int32_t D, const intfa_attend_tiles *a) {
   state *s = a->scratch;
-  prepare_rows(a, s, D ? D : (int32_t)padded(a->head_dimension, 4));
-  for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
-    end = tile_end(begin, a->key_end, a->first_tile, a->tile);
-    attend_tile(D, a, s, begin, end);
+  tile_operands t = {.stride = D ? D : (int32_t)padded(a->head_dimension, 4),
+                     .width = (int32_t)padded(a->value_dimension, 64)};
+  prepare(a, s, t.stride);
+  for (t.begin = a->key_begin; t.begin < a->key_end; t.begin = t.end) {
+    t.end = tile_end(t.begin, a->key_end, a->first_tile, a->tile);
+    t.key = (const uint8_t *)a->key + t.begin * t.stride;
+    t.value = (const int8_t *)a->value + t.begin * t.width;
+    attend_tile(D, a, s, &t);
   }
 }
 
 void intfa_attend_tiles__avx512vnni(const intfa_attend_tiles *a) {
   switch (a->head_dimension) {
-    case 64: attend_dimension(64, a); return;
-    case 128: attend_dimension(128, a); return;
-    case 256: attend_dimension(256, a); return;
-    default: attend_dimension(0, a); return;
+    case 64: attend(64, a); return;
+    case 128: attend(128, a); return;
+    case 256: attend(256, a); return;
+    default: attend(0, a); return;
   }
 }
 #pragma clang attribute pop

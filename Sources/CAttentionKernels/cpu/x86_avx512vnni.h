@@ -11,14 +11,16 @@
 enum {
   ROWS = 4,   // query rows of a register tile
   KEYS = 64,  // keys of a register tile: 4 x 64 int32 sums fill 16 registers
+  UNITS = 16, // pieces that the work on a register tile is cut into, ROWS x KEYS / 16
   SUBS = INTFA_MAX_TILE / KEYS
 };
 
-// Byte in which the weight of key `key` of 64 comes out when its logit is narrowed 32 -> 16 -> 8 bits:
-// vpackssdw interleaves 128-bit quarters, then the second half of the keys goes into the high bytes.
-// Values and n_j are packed in this order, so that keys, scales and biases keep theirs.
-INLINE int32_t weight_position(int32_t key) {
-  return 2 * (8 * (key >> 2 & 3) + (key & 3) + 4 * (key >> 4 & 1)) + (key >> 5);
+// Where the weights of keys 4 * four ... 4 * four + 3 of 64 stand once their logits are narrowed
+// 32 -> 16 -> 8 bits: two packs interleave the 128-bit quarters of four registers.
+INLINE int32_t p_offset(int32_t four) { return 16 * (four % 4) + 4 * (four / 4); }
+
+INLINE __mmask64 first_bytes(int32_t count) {
+  return count >= 64 ? ~0ull : count > 0 ? (1ull << count) - 1 : 0;
 }
 
 INLINE int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }

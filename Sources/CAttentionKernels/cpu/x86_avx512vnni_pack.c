@@ -1,8 +1,7 @@
 // Storage of quantised keys and values for 512-bit vpdpbusd.
 //
-// Keys: per 64 tokens [D / 4][64 tokens][4 channels], code + 128. Values: per 64 tokens [16][Dv][4],
-// tokens in the order of weight_position; n_j likewise. D is padded to 4 channels, Dv to 64, tokens
-// to 64, all with zeros. Four-bit operands are stored as the INT8 codes that they stand for: one call
+// Keys: per 64 tokens [D / 4][64 tokens][4 channels], code + 128. Values: [tokens / 4][Dv][4 tokens].
+// D is padded to 4 channels, Dv to 64, tokens to 64, all with zeros. Four-bit operands are stored as the INT8 codes that they stand for: one call
 // reads each tile once per 256 rows, and unpacking would cost more than the bytes.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
@@ -16,10 +15,6 @@ int64_t intfa_key_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4
 int64_t intfa_value_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4) {
   (void)int4;
   return padded(tokens, KEYS) * padded(dimension, 64);
-}
-
-INLINE __mmask64 first_bytes(int32_t count) {
-  return count >= 64 ? ~0ull : count > 0 ? (1ull << count) - 1 : 0;
 }
 
 void intfa_pack_keys__avx512vnni(const intfa_pack *a) {
@@ -54,8 +49,6 @@ void intfa_pack_keys__avx512vnni(const intfa_pack *a) {
 void intfa_pack_values__avx512vnni(const intfa_pack *a) {
   const int32_t d = a->dimension, width = (int32_t)padded(d, 64);
   int8_t regrouped[KEYS * INTFA_MAX_DIMENSION];
-  int32_t key_of[KEYS];
-  for (int32_t key = 0; key < KEYS; key++) key_of[weight_position(key)] = key;
   for (int64_t first = a->begin; first < a->end; first += KEYS) {
     const int32_t count = a->end - first < KEYS ? (int32_t)(a->end - first) : KEYS;
     const int8_t *codes = a->codes + (first - a->begin) * d;
@@ -69,7 +62,7 @@ void intfa_pack_values__avx512vnni(const intfa_pack *a) {
       for (int32_t c = 0; c < width; c += 16) {
         __m128i row[4];
         for (int32_t i = 0; i < 4; i++) {
-          int32_t key = key_of[position + i];
+          const int32_t key = position + i;
           __mmask16 mask = key < count ? (__mmask16)first_bytes(d - c) : 0;
           row[i] = _mm_maskz_loadu_epi8(mask, codes + key * d + c);
         }
@@ -81,10 +74,6 @@ void intfa_pack_values__avx512vnni(const intfa_pack *a) {
         _mm_store_si128(to + 2, _mm_unpacklo_epi16(AB, CD));
         _mm_store_si128(to + 3, _mm_unpackhi_epi16(AB, CD));
       }
-    if (a->weights)
-      for (int32_t position = 0; position < KEYS; position++)
-        a->target_weights[first + position] =
-            key_of[position] < count ? a->weights[first + key_of[position]] : 0;
   }
 }
 #pragma clang attribute pop

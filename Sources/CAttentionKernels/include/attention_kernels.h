@@ -47,7 +47,24 @@ typedef struct {
   float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL
   float *largest;       // [1] largest magnitude; or NULL
   int64_t *first_bad;   // [1] first row with an element that reaches `limit`, or -1
+  bool rotates;         // for row_maxima
+  float *row_maxima;    // [row] largest magnitude of each rotated row; row `begin` is the first; or NULL
 } intfa_survey;
+
+// Scales of the values of one head from the row maxima of its survey: f_j = unit / n_j with n_j at
+// most 127, and the rule that selects the row sum. Swift's FoldedValueScales defines it.
+typedef struct {
+  const float *maxima;   // [count]
+  int64_t count;
+  bool integers;         // whether n_j shall be integers where there is no outlier
+  float *multipliers;    // [count] n_j / unit: what a row is multiplied by before it is rounded
+  int8_t *weights;       // [count] n_j where they are integers
+  float *real_weights;   // [count] n_j where they are not
+  float *logarithms;     // [count] 64 * log2(1 / n_j): what f_j adds to a logit, in steps
+  float unit;            // result
+  bool has_outlier;      // result: one row is far larger than the others
+  bool has_integers;     // result: `weights` was written, not `real_weights`
+} intfa_fold;
 
 // Codes of rows [begin, end): x = (row - mean) rotated without normalisation, code = rnd(x * m).
 // m is multipliers[i] where given, else 127 / max|x|, and then scale[i] = max|x| / 127.
@@ -64,6 +81,7 @@ typedef struct {
   const float *bias_means;   // [bias_count][bias_mean_stride], rotated without normalisation
   int64_t bias_mean_stride;
   float bias_factor;         // bias[h][i] = factor * (bias_means[h] . x)
+  const float *bias_addend;  // [row] added to every bias; row 0 is row 0 of the tensor; or NULL
   float *biases;             // [bias_count][bias_stride]; column 0 is row 0 of the tensor
   int64_t bias_stride;
 } intfa_quantize;
@@ -76,8 +94,6 @@ typedef struct {
   int32_t dimension;
   bool int4;              // progressive four-bit storage
   void *target;           // of the head: keys_bytes or values_bytes
-  const int8_t *weights;  // values: [token] n_j in token order, row 0 is the head's first; or NULL
-  int8_t *target_weights; // values: where they go, padded to INTFA_PACK_UNIT; or NULL
 } intfa_pack;
 
 // ---------------------------------------------------------------------------------- tile loop
@@ -88,6 +104,8 @@ typedef struct {
 } intfa_visible;
 
 // One query block against the keys [key_begin, key_end) of one key/value head, all in `int8` codes.
+// Rows of `query` are readable up to a multiple of INTFA_ROW_UNIT, arrays over keys up to one of
+// INTFA_PACK_UNIT.
 typedef struct {
   int32_t rows, head_dimension, value_dimension;
   int64_t key_begin, key_end;  // key_begin is a tile boundary
@@ -100,7 +118,7 @@ typedef struct {
   const float *bias;           // [key] in steps
   const void *value;           // as pack_values left them
   bool int4_key, int4_value;   // stored in four bits
-  const int8_t *weight;        // n_j where they are integers, as pack_values left them, or NULL
+  const int8_t *weight;        // [key] n_j where they are integers, else NULL
   const float *real_weight;    // [key] n_j where weight is NULL
   bool sums_codes;             // the row sum takes P as it was rounded; integer weights imply it
   float softcap;               // in steps; 0 for none
@@ -185,9 +203,6 @@ typedef enum { INTFA_PEAK_INT8, INTFA_PEAK_BFLOAT16, INTFA_PEAK_FLOAT } intfa_pe
 typedef struct {
   const char *name;
   void (*survey)(const intfa_survey *);
-  // largest[i] = max|rotated row i| for rows [begin, end); largest[0] belongs to row `begin`.
-  void (*rotated_maxima)(const intfa_rows *, int64_t begin, int64_t end, int32_t dimension,
-                         bool rotates, float *largest);
   void (*quantize)(const intfa_quantize *);
   int64_t (*key_bytes)(int64_t tokens, int32_t dimension, bool int4);
   int64_t (*value_bytes)(int64_t tokens, int32_t dimension, bool int4);
@@ -226,6 +241,8 @@ void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t
 
 // The inner product in the fixed order that every instruction set keeps: sixteen partial sums.
 float intfa_dot(const float *a, const float *b, int32_t count);
+// Fills the results and the arrays of `fold`.
+void intfa_fold_values(intfa_fold *fold);
 // In-place Walsh-Hadamard transform of blocks of the largest power of two that divides `dimension`,
 // without normalisation. Returns that power of two.
 int32_t intfa_rotate(float *row, int32_t dimension);

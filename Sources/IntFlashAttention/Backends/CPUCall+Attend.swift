@@ -191,12 +191,10 @@ extension CPUCall {
     unsafe arguments.value = UnsafeRawPointer(place(layout.valueCodes, shared, as: UInt8.self))
     unsafe arguments.int4_value = kernel.method.hasInt4Value
     unsafe arguments.key_scale = UnsafePointer(place(layout.keyScales, shared))
-    unsafe arguments.bias = UnsafePointer(place(layout.biases, head))
+    unsafe arguments.bias = UnsafePointer(biases(head))
     unsafe arguments.sums_codes = !valueFlags(shared).contains(.hasOutlier)
     if valueFlags(shared).contains(.hasIntegerWeights) {
-      unsafe arguments.weight = UnsafePointer(
-        place(layout.packedWeights, shared, as: Int8.self)
-      )
+      unsafe arguments.weight = UnsafePointer(place(layout.weights, shared, as: Int8.self))
     } else {
       unsafe arguments.real_weight = UnsafePointer(place(layout.realWeights, shared))
     }
@@ -213,6 +211,13 @@ extension CPUCall {
       place(layout.scratch, seat: seat, as: UInt8.self)
     )
     unsafe kernels.attend_tiles(&arguments)
+  }
+
+  /// What is added to the logits of a query head's row before a cap.
+  private func biases(_ head: Int) -> UnsafeMutablePointer<Float> {
+    if recipe.queryCentering == .head { return unsafe place(layout.biases, head) }
+    return unsafe kernel.descriptor.options.softcap == nil
+      ? place(layout.folds, keyHead(ofQueryHead: head)) : place(layout.biases)
   }
 
   private func attendRunning(

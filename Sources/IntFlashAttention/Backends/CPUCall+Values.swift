@@ -12,83 +12,44 @@ extension CPUCall {
     unsafe place(layout.valueFlags, as: ValueFlags.self)[head]
   }
 
-  /// Codes of the values, where the recipe has integers, and everything that rides on the logits.
-  func quantizeValues() {
+  /// The scales of the values, where the recipe has integers, from what the survey found.
+  func findValueScales() {
     guard kernel.method.hasIntegerValues else { return }
-    if kernel.method.isTiled {
-      findValueMaxima()
-      forEachItem(kernel.keyHeadCount) { head, _ in foldValueScales(head: head) }
-    } else {
-      forEachItem(kernel.keyHeadCount) { head, _ in
+    if kernel.method.isTiled, recipe.queryCentering == .none {
+      unsafe place(layout.biases).update(repeating: 0, count: shape.keyValueLength)
+    }
+    forEachItem(kernel.keyHeadCount) { head, _ in
+      if kernel.method.isTiled {
+        foldValueScales(head: head)
+      } else {
         // One scale per head, as the paper has it.
         let multiplier = 127 / max(largestMagnitude(.value, head: head), HeadCodes.smallestMaximum)
-        let multipliers = unsafe place(layout.valueMultipliers, head)
-        for token in 0..<shape.keyValueLength { unsafe multipliers[token] = multiplier }
+        unsafe place(layout.valueMultipliers, head)
+          .update(repeating: multiplier, count: shape.keyValueLength)
       }
     }
-    forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, seat in
-      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
-      quantizeValues(head: head, piece: piece, seat: seat)
-    }
   }
 
-  private func findValueMaxima() {
-    forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, _ in
-      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
-      let range = pieceRows(piece, of: shape.keyValueLength)
-      var source = unsafe rows(operands.value, head: head)
-      unsafe kernels.rotated_maxima(
-        &source,
-        range.begin,
-        range.end,
-        Int32(shape.valueDimension),
-        recipe.rotatesValue,
-        place(layout.valueMaxima, head) + Int(range.begin)
-      )
-    }
-  }
-
-  /// The rule for the scales of one head, and log2 of them into the biases of its query heads.
+  /// The rule for the scales of one head; log2 of them rides on the logits.
   private func foldValueScales(head: Int) {
-    let count = shape.keyValueLength
-    let maxima = unsafe UnsafeBufferPointer(start: place(layout.valueMaxima, head), count: count)
-    let scales = unsafe FoldedValueScales(
-      maxima: Array(maxima),
-      integers: recipe.valueScale == .foldedReciprocal
-    )
-    let multipliers = unsafe place(layout.valueMultipliers, head)
-    let weights = unsafe place(layout.weights, head, as: Int8.self)
-    let realWeights = unsafe place(layout.realWeights, head)
+    var fold = unsafe intfa_fold()
+    unsafe fold.maxima = UnsafePointer(place(layout.valueMaxima, head))
+    unsafe fold.count = Int64(shape.keyValueLength)
+    unsafe fold.integers = recipe.valueScale == .foldedReciprocal
+    unsafe fold.multipliers = place(layout.valueMultipliers, head)
+    unsafe fold.weights = place(layout.weights, head, as: Int8.self)
+    unsafe fold.real_weights = place(layout.realWeights, head)
+    unsafe fold.logarithms = place(layout.folds, head)
+    unsafe intfa_fold_values(&fold)
     var flags: ValueFlags = []
-    if scales.isInteger { flags.insert(.hasIntegerWeights) }
-    if scales.hasOutlier { flags.insert(.hasOutlier) }
+    if unsafe fold.has_integers { flags.insert(.hasIntegerWeights) }
+    if unsafe fold.has_outlier { flags.insert(.hasOutlier) }
     unsafe place(layout.valueFlags, as: ValueFlags.self)[head] = flags
-    unsafe place(layout.valueUnits)[head] = scales.unit
-    let logarithms = scales.reciprocals.map { -64 * FoldedValueScales.logarithm($0) }
-    for token in 0..<count {
-      unsafe multipliers[token] = scales.multiplier(token)
-      if scales.isInteger {
-        unsafe weights[token] = Int8(scales.reciprocals[token])
-      } else {
-        unsafe realWeights[token] = scales.reciprocals[token]
-      }
-    }
-    let isCapped = kernel.descriptor.options.softcap != nil
-    if isCapped {
-      let folds = unsafe place(layout.folds, head)
-      for token in 0..<count { unsafe folds[token] = logarithms[token] }
-    }
-    for member in 0..<shape.groupSize {
-      let biases = unsafe place(layout.biases, head * shape.groupSize + member)
-      if recipe.queryCentering == .none {
-        for token in 0..<count { unsafe biases[token] = 0 }
-      }
-      guard !isCapped else { continue }
-      for token in 0..<count { unsafe biases[token] += logarithms[token] }
-    }
+    unsafe place(layout.valueUnits)[head] = unsafe fold.unit
   }
 
-  private func quantizeValues(head: Int, piece: Int, seat: Int) {
+  /// Codes of one piece of the values.
+  func quantizeValues(head: Int, piece: Int, seat: Int) {
     let range = pieceRows(piece, of: shape.keyValueLength)
     let dimension = shape.valueDimension
     let codes =
@@ -107,10 +68,6 @@ extension CPUCall {
     guard kernel.method.isTiled else { return }
     var packing = unsafe packing(codes, range, dimension, layout.valueCodes, head: head)
     unsafe packing.int4 = kernel.method.hasInt4Value
-    if valueFlags(head).contains(.hasIntegerWeights) {
-      unsafe packing.weights = UnsafePointer(place(layout.weights, head, as: Int8.self))
-      unsafe packing.target_weights = place(layout.packedWeights, head, as: Int8.self)
-    }
     unsafe kernels.pack_values(&packing)
   }
 }

@@ -137,6 +137,10 @@ final class CPUCall: @unchecked Sendable {
       unsafe arguments.block_sums = sums(tensor, head: head, piece: piece)
       unsafe arguments.largest = largest + item
       unsafe arguments.first_bad = firstBad + item
+      if case .value = tensor, kernel.method.isTiled {
+        unsafe arguments.rotates = recipe.rotatesValue
+        unsafe arguments.row_maxima = place(layout.valueMaxima, head) + Int(range.begin)
+      }
       unsafe kernels.survey(&arguments)
     }
     for item in 0..<count where unsafe firstBad[item] >= 0 {
@@ -231,45 +235,61 @@ final class CPUCall: @unchecked Sendable {
     }
   }
 
-  // MARK: Keys
+  // MARK: Codes
 
-  /// Codes, scales and the bias of the query means, once per key/value head.
-  func quantizeKeys() {
-    guard kernel.method.hasIntegerScores else { return }
-    let (dimension, group) = (shape.headDimension, shape.groupSize)
-    forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, seat in
-      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
-      let range = pieceRows(piece, of: shape.keyValueLength)
-      let begin = Int(range.begin)
-      // The tile loop has an order of its own; the running one reads codes row by row.
-      let codes =
-        unsafe kernel.method.isTiled
-        ? place(layout.codes, seat: seat, as: Int8.self)
-        : place(layout.keyCodes, head, as: Int8.self) + begin * dimension
-      var arguments = unsafe intfa_quantize()
-      unsafe arguments.rows = rows(operands.key, head: head)
-      unsafe arguments.begin = range.begin
-      unsafe arguments.end = range.end
-      unsafe arguments.dimension = Int32(dimension)
-      unsafe arguments.rotates = recipe.rotatesQueryAndKey
-      if recipe.centersKey { unsafe arguments.mean = UnsafePointer(place(layout.keyMeans, head)) }
-      unsafe arguments.codes = codes
-      unsafe arguments.scales = place(layout.keyScales, head) + begin
-      if recipe.queryCentering == .head {
-        let float = MemoryLayout<Float>.size
-        unsafe arguments.bias_count = Int32(group)
-        unsafe arguments.bias_means = UnsafePointer(place(layout.rotatedQueryMeans, head * group))
-        unsafe arguments.bias_mean_stride = Int64(layout.rotatedQueryMeans.stride / float)
-        unsafe arguments.bias_factor = logitUnit
-        unsafe arguments.biases = place(layout.biases, head * group)
-        unsafe arguments.bias_stride = Int64(layout.biases.stride / float)
+  /// Codes of keys and values, where the recipe has integers.
+  func quantize() {
+    let keyItems = kernel.method.hasIntegerScores ? kernel.keyHeadCount * kernel.keyPieceCount : 0
+    let valueItems = kernel.method.hasIntegerValues ? kernel.keyHeadCount * kernel.keyPieceCount : 0
+    forEachItem(keyItems + valueItems) { item, seat in
+      let isKey = item < keyItems
+      let (head, piece) = (isKey ? item : item - keyItems)
+        .quotientAndRemainder(dividingBy: kernel.keyPieceCount)
+      if isKey {
+        quantizeKeys(head: head, piece: piece, seat: seat)
+      } else {
+        quantizeValues(head: head, piece: piece, seat: seat)
       }
-      unsafe kernels.quantize(&arguments)
-      guard kernel.method.isTiled else { return }
-      var packing = unsafe packing(codes, range, dimension, layout.keyCodes, head: head)
-      unsafe packing.int4 = kernel.method.hasInt4Key
-      unsafe kernels.pack_keys(&packing)
     }
+  }
+
+  /// Codes and scales of one piece, and the bias of the query means for every query head.
+  private func quantizeKeys(head: Int, piece: Int, seat: Int) {
+    let (dimension, group) = (shape.headDimension, shape.groupSize)
+    let range = pieceRows(piece, of: shape.keyValueLength)
+    let begin = Int(range.begin)
+    // The tile loop has an order of its own; the running one reads codes row by row.
+    let codes =
+      unsafe kernel.method.isTiled
+      ? place(layout.codes, seat: seat, as: Int8.self)
+      : place(layout.keyCodes, head, as: Int8.self) + begin * dimension
+    var arguments = unsafe intfa_quantize()
+    unsafe arguments.rows = rows(operands.key, head: head)
+    unsafe arguments.begin = range.begin
+    unsafe arguments.end = range.end
+    unsafe arguments.dimension = Int32(dimension)
+    unsafe arguments.rotates = recipe.rotatesQueryAndKey
+    if recipe.centersKey { unsafe arguments.mean = UnsafePointer(place(layout.keyMeans, head)) }
+    unsafe arguments.codes = codes
+    unsafe arguments.scales = place(layout.keyScales, head) + begin
+    if recipe.queryCentering == .head {
+      let float = MemoryLayout<Float>.size
+      unsafe arguments.bias_count = Int32(group)
+      unsafe arguments.bias_means = UnsafePointer(place(layout.rotatedQueryMeans, head * group))
+      unsafe arguments.bias_mean_stride = Int64(layout.rotatedQueryMeans.stride / float)
+      unsafe arguments.bias_factor = logitUnit
+      unsafe arguments.biases = place(layout.biases, head * group)
+      unsafe arguments.bias_stride = Int64(layout.biases.stride / float)
+      // A cap comes between; then the tile loop adds what the scales of the values do to the logits.
+      if kernel.method.isTiled, kernel.descriptor.options.softcap == nil {
+        unsafe arguments.bias_addend = UnsafePointer(place(layout.folds, head))
+      }
+    }
+    unsafe kernels.quantize(&arguments)
+    guard kernel.method.isTiled else { return }
+    var packing = unsafe packing(codes, range, dimension, layout.keyCodes, head: head)
+    unsafe packing.int4 = kernel.method.hasInt4Key
+    unsafe kernels.pack_keys(&packing)
   }
 
   /// INT8 codes of rows `range` of a head, to be packed into its part of a region.

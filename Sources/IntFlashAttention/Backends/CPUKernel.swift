@@ -51,8 +51,8 @@ final class CPUKernel: StagedKernel {
     let call = CPUCall(kernel: self, operands: operands, workspace: workspace, layout: layout)
     try call.survey()
     call.findMeans()
-    call.quantizeKeys()
-    call.quantizeValues()
+    call.findValueScales()
+    call.quantize()
     beforeTileLoop()
     call.attend()
   }

@@ -21,13 +21,12 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var firstBad = Region()  // [survey items] Int64
   private(set) var keyCodes = Region()  // [B·Hkv][Nk][D] int8, or 4-bit groups
   private(set) var keyScales = Region()  // [B·Hkv][Nk] float
-  private(set) var biases = Region()  // [B·Hq][Nk] float
-  private(set) var folds = Region()  // [B·Hkv][Nk] float, with softcap
+  private(set) var biases = Region()  // [B·Hq][Nk] float, or one row of zeros
+  private(set) var folds = Region()  // [B·Hkv][Nk] float
   private(set) var valueMaxima = Region()  // [B·Hkv][Nk] float
   private(set) var valueMultipliers = Region()  // [B·Hkv][Nk] float
   private(set) var valueCodes = Region()  // [B·Hkv][Nk][Dv] int8, or 4-bit tokens
-  private(set) var weights = Region()  // [B·Hkv][Nk] int8, token order
-  private(set) var packedWeights = Region()  // [B·Hkv][Nk, padded] int8, as the values are packed
+  private(set) var weights = Region()  // [B·Hkv][Nk] int8
   private(set) var realWeights = Region()  // [B·Hkv][Nk] float
   private(set) var valueUnits = Region()  // [B·Hkv] float
   private(set) var valueFlags = Region()  // [B·Hkv] CPUCall.ValueFlags
@@ -79,7 +78,7 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     if call.method.hasIntegerScores {
       keyCodes = take(call.keyBytesPerHead, heads: keyHeads)
       keyScales = take(float * keys, heads: keyHeads)
-      biases = take(float * keys, heads: queryHeads)
+      biases = take(float * keys, heads: recipe.queryCentering == .head ? queryHeads : 1)
     }
     if call.method.hasIntegerValues {
       valueCodes = take(call.valueBytesPerHead, heads: keyHeads)
@@ -88,11 +87,10 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     if case .tiles = call.method {
       valueMaxima = take(float * keys, heads: keyHeads)
       weights = take(keys, heads: keyHeads)
-      packedWeights = take(keys, heads: keyHeads)
       realWeights = take(float * keys, heads: keyHeads)
       valueUnits = take(float * keyHeads)
       valueFlags = take(keyHeads)
-      if call.descriptor.options.softcap != nil { folds = take(float * keys, heads: keyHeads) }
+      folds = take(float * keys, heads: keyHeads)
     }
 
     let start = byteCount

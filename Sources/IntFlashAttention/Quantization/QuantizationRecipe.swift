@@ -99,7 +99,7 @@ public struct QuantizationRecipe: Hashable, Sendable {
   /// Keys of every other tile.
   public var tileLength: Int
   /// Tiles that are accumulated together before the result is merged with that of the tiles before
-  /// them, in key order; nil is all of them.
+  /// them, in key order; nil is all of them. The first span has the first tile on top.
   public var tilesPerSpan: Int?
 
   /// A recipe without quantisation; change what should differ.
@@ -134,10 +134,10 @@ public struct QuantizationRecipe: Hashable, Sendable {
   /// The keys of span `index`, or nil after the last.
   package func span(_ index: Int, keyValueLength: Int) -> Range<Int>? {
     guard let tilesPerSpan else { return index == 0 ? 0..<keyValueLength : nil }
-    let begin =
-      index == 0 ? 0 : firstTileLength + (index * tilesPerSpan - 1) * tileLength
+    // The first tile comes on top of the first span: then no power of two ends just after a span.
+    let begin = index == 0 ? 0 : firstTileLength + index * tilesPerSpan * tileLength
     guard begin < keyValueLength else { return nil }
-    let end = firstTileLength + ((index + 1) * tilesPerSpan - 1) * tileLength
+    let end = firstTileLength + (index + 1) * tilesPerSpan * tileLength
     return begin..<min(end, keyValueLength)
   }
 
