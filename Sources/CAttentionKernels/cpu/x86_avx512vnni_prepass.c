@@ -64,26 +64,42 @@ INLINE void rotate_chunk(__m512 *x, int32_t block) {
       UNROLL for (int32_t i = 0; i < PANEL; i++)
         if (!(i & step)) butterfly(&x[i], &x[i + step]);
 }
-// Butterflies of strides 16, 32, ... between chunks.
+// Butterflies of strides 16, 32, ... between chunks, two strides at a time where two are left.
 static void rotate_across(panel *p, int32_t chunks, int32_t block) {
-  for (int32_t step = 1; PANEL * step < block; step *= 2)
+  int32_t step = 1;
+  for (; 2 * PANEL * step < block; step *= 4)
     for (int32_t chunk = 0; chunk < chunks; chunk++) {
-      if (chunk & step) continue;
-      float(*a)[PANEL] = p->at + PANEL * chunk, (*b)[PANEL] = a + PANEL * step;
+      if (chunk & (3 * step)) continue;
+      float(*at)[PANEL] = p->at + PANEL * chunk;
+      const int32_t stride = PANEL * step;
       UNROLL for (int32_t i = 0; i < PANEL; i++) {
-        __m512 x = _mm512_load_ps(a[i]), y = _mm512_load_ps(b[i]);
-        butterfly(&x, &y);
-        _mm512_store_ps(a[i], x);
-        _mm512_store_ps(b[i], y);
+        __m512 x[4];
+        UNROLL for (int32_t k = 0; k < 4; k++) x[k] = _mm512_load_ps(at[i + k * stride]);
+        butterfly(&x[0], &x[1]);
+        butterfly(&x[2], &x[3]);
+        butterfly(&x[0], &x[2]);
+        butterfly(&x[1], &x[3]);
+        UNROLL for (int32_t k = 0; k < 4; k++) _mm512_store_ps(at[i + k * stride], x[k]);
       }
     }
+  if (PANEL * step >= block) return;
+  for (int32_t chunk = 0; chunk < chunks; chunk++) {
+    if (chunk & step) continue;
+    float(*at)[PANEL] = p->at + PANEL * chunk;
+    UNROLL for (int32_t i = 0; i < PANEL; i++) {
+      __m512 x = _mm512_load_ps(at[i]), y = _mm512_load_ps(at[i + PANEL * step]);
+      butterfly(&x, &y);
+      _mm512_store_ps(at[i], x);
+      _mm512_store_ps(at[i + PANEL * step], y);
+    }
+  }
 }
 
 INLINE int32_t chunk_count(int32_t dimension) { return (dimension + PANEL - 1) / PANEL; }
 
-// Rows less `mean`, rotated where asked, zeros up to 64 channels; the largest magnitudes as given.
-static __m512i load_panel(const intfa_rows *rows, int64_t row, int32_t count, int32_t dimension,
-                          const float *mean, bool rotates, panel *p) {
+// Rows less `mean`, rotated where asked, zeros up to 64 channels; the largest magnitudes as given, where asked.
+INLINE __m512i load_panel(const bool with_largest, const intfa_rows *rows, int64_t row, int32_t count,
+                          int32_t dimension, const float *mean, bool rotates, panel *p) {
   const int32_t chunks = chunk_count(dimension), block = rotates ? dimension & -dimension : 1;
   __m512i largest = _mm512_setzero_si512();
   for (int32_t chunk = 0; chunk < chunks; chunk++) {
@@ -95,7 +111,7 @@ static __m512i load_panel(const intfa_rows *rows, int64_t row, int32_t count, in
       load_transposed(false, rows, row, count, dimension, chunk, loaded);
     UNROLL for (int32_t i = 0; i < PANEL; i++) {
       x[i] = _mm512_castsi512_ps(loaded[i]);
-      largest = _mm512_max_epu32(largest, magnitude_of(x[i]));
+      if (with_largest) largest = _mm512_max_epu32(largest, magnitude_of(x[i]));
     }
     if (mean) {
       float padded_mean[PANEL];
@@ -132,7 +148,7 @@ static void survey_rotated(const intfa_survey *a) {
   *a->first_bad = -1;
   for (int64_t row = a->begin; row < a->end; row += PANEL) {
     const int32_t count = a->end - row < PANEL ? (int32_t)(a->end - row) : PANEL;
-    const __m512i given = load_panel(&a->rows, row, count, a->dimension, NULL, a->rotates, &p);
+    const __m512i given = load_panel(true, &a->rows, row, count, a->dimension, NULL, a->rotates, &p);
     const __mmask16 bad = _mm512_cmpge_epu32_mask(given, limit);
     if (__builtin_expect(bad != 0, 0) && *a->first_bad < 0) *a->first_bad = row + __builtin_ctz(bad);
     largest = _mm512_max_epu32(largest, given);
@@ -255,7 +271,7 @@ void intfa_quantize__avx512vnni(const intfa_quantize *a) {
   for (int64_t row = a->begin; row < a->end; row += PANEL) {
     const int32_t count = a->end - row < PANEL ? (int32_t)(a->end - row) : PANEL;
     const __mmask16 mask = (__mmask16)((1u << count) - 1);
-    load_panel(&a->rows, row, count, a->dimension, a->mean, a->rotates, &p);
+    load_panel(false, &a->rows, row, count, a->dimension, a->mean, a->rotates, &p);
     __m512 multiplier;
     if (a->multipliers) {
       multiplier = _mm512_maskz_loadu_ps(mask, a->multipliers + row);
