@@ -48,8 +48,8 @@ static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(avx512bf16);
 #define AVX2_KERNELS(set)                                  \
   {                                                        \
       .name = #set,                                        \
-      .survey = intfa_survey__avx2,        \
-      .quantize = intfa_quantize__avx2,        \
+      .survey = intfa_survey__avx2,                        \
+      .quantize = intfa_quantize__avx2,                    \
       .key_bytes = intfa_key_bytes__avx2,                  \
       .value_bytes = intfa_value_bytes__avx2,              \
       .pack_keys = intfa_pack_keys__avx2,                  \

@@ -1,5 +1,5 @@
 // What the loops of the running maximum in 512-bit registers share: types, products, packing,
-// exponentials. Included inside a target region; a file that multiplies bfloat16 defines
+// exponentials, masks. Included inside a target region; a file that multiplies bfloat16 defines
 // RUNNING_BFLOAT16 first.
 #pragma once
 #include "x86_avx512_formats.h"
@@ -68,6 +68,14 @@ INLINE __m512 multiply(const lane_kind kind, const bool vector_is_unsigned, __m5
 }
 
 // ---------------------------------------------------------------------------------- packing
+
+// The rows lie far away and few at a time are read, which the processor's own prefetching does not see.
+INLINE void prefetch_row(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension) {
+  const int32_t size = rows->format == INTFA_FLOAT32 ? 4 : 2;
+  if (row >= end) return;
+  const char *base = (const char *)rows->base + row * rows->stride * size;
+  for (int32_t at = 0; at < dimension * size; at += 64) _mm_prefetch(base + at, _MM_HINT_T0);
+}
 
 // Keys lie as [key / 32][lane][32 keys]: 16 rows of 16 lanes from `key` into their columns.
 INLINE void store_key_lanes(void *target, int64_t key, int32_t lanes, int32_t chunk,
@@ -182,5 +190,39 @@ INLINE void exponentials(const running_kind K, const running_group *g, running_s
         _mm_store_si128((__m128i *)to + j, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(p[j])));
       }
       return;
+  }
+}
+
+// ---------------------------------------------------------------------------------- masks and caps
+
+// Sixteen logits capped, in the units that they are stored in.
+static void cap_logits(float *logit, float scale, float shift, float softcap) {
+  for (int32_t k = 0; k < 16; k++) logit[k] = soft_cap(logit[k] * scale + shift, softcap) / scale;
+}
+
+// Caps logits and hides keys that a row does not see; then the tops are taken anew.
+static __attribute__((noinline)) void cap_and_mask(const intfa_attend_running *a,
+                                                   const running_state *s, bool is_complete,
+                                                   int32_t row, int64_t begin, int64_t end,
+                                                   int64_t first_key, int32_t parts,
+                                                   running_group *g) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512 hidden = _mm512_set1_ps(-__builtin_inff());
+  for (int32_t i = 0; i < GROUP; i++) {
+    const key_range seen = visible_keys(&a->visible, row + i, begin, end);
+    const float scale = is_complete ? 1 : s->scale[row + i];
+    __m512i first = _mm512_set1_epi32((int32_t)(seen.begin - first_key));
+    __m512i last = _mm512_set1_epi32((int32_t)(seen.end > first_key ? seen.end - first_key : 0));
+    __m512 top = hidden;
+    for (int32_t j = 0; j < parts * SUB; j += 16) {
+      float *logit = g->logit[j / SUB][i] + j % SUB;
+      if (a->softcap > 0) cap_logits(logit, scale, s->shift[row + i], a->softcap);
+      __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(j));
+      __mmask16 visible = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmplt_epi32_mask(key, last);
+      __m512 x = _mm512_mask_blend_ps(visible, hidden, _mm512_load_ps(logit));
+      _mm512_store_ps(logit, x);
+      top = _mm512_max_ps(top, x);
+    }
+    g->top[i] = _mm512_reduce_max_ps(top);
   }
 }

@@ -75,38 +75,6 @@ INLINE void score(const running_kind K, const bool with_earlier, const intfa_att
   top[1] = _mm_max_ps(top[1], four_maxima(tops + ROWS));
 }
 
-// Sixteen logits capped, in the units that they are stored in.
-static void cap_logits(float *logit, float scale, float shift, float softcap) {
-  for (int32_t k = 0; k < 16; k++) logit[k] = soft_cap(logit[k] * scale + shift, softcap) / scale;
-}
-
-// Caps logits and hides keys that a row does not see; then the tops are taken anew.
-static __attribute__((noinline)) void cap_and_mask(const intfa_attend_running *a,
-                                                   const running_state *s, bool is_complete,
-                                                   int32_t row, int64_t begin, int64_t end,
-                                                   int64_t first_key, int32_t parts,
-                                                   running_group *g) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512 hidden = _mm512_set1_ps(-__builtin_inff());
-  for (int32_t i = 0; i < GROUP; i++) {
-    const key_range seen = visible_keys(&a->visible, row + i, begin, end);
-    const float scale = is_complete ? 1 : s->scale[row + i];
-    __m512i first = _mm512_set1_epi32((int32_t)(seen.begin - first_key));
-    __m512i last = _mm512_set1_epi32((int32_t)(seen.end > first_key ? seen.end - first_key : 0));
-    __m512 top = hidden;
-    for (int32_t j = 0; j < parts * SUB; j += 16) {
-      float *logit = g->logit[j / SUB][i] + j % SUB;
-      if (a->softcap > 0) cap_logits(logit, scale, s->shift[row + i], a->softcap);
-      __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(j));
-      __mmask16 visible = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmplt_epi32_mask(key, last);
-      __m512 x = _mm512_mask_blend_ps(visible, hidden, _mm512_load_ps(logit));
-      _mm512_store_ps(logit, x);
-      top = _mm512_max_ps(top, x);
-    }
-    g->top[i] = _mm512_reduce_max_ps(top);
-  }
-}
-
 // ---------------------------------------------------------------------------------- the reference
 
 static __attribute__((noinline)) void rescale(const intfa_attend_running *a, running_state *s,

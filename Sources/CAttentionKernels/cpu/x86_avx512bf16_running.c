@@ -55,13 +55,15 @@ void intfa_pack_running_keys__avx512bf16(const intfa_pack_running *a) {
     return;
   }
   const int32_t lanes = query_lanes(a->dimension, PAIRS);
-  for (int64_t first = a->begin; first < a->end; first += 16)
+  for (int64_t first = a->begin; first < a->end; first += 16) {
+    for (int32_t i = 16; i < 32; i++) prefetch_row(&a->rows, first + i, a->end, a->dimension);
     for (int32_t block = 0; 16 * block < lanes; block++) {
       __m512i rows[16];
       for (int32_t i = 0; i < 16; i++)
         rows[i] = pair_lanes(&a->rows, first + i, a->end, a->dimension, block);
       store_key_lanes(a->target, first, lanes, block, rows);
     }
+  }
   clear_key_padding(a->target, a->end, lanes);
 }
 
@@ -72,12 +74,14 @@ void intfa_pack_running_values__avx512bf16(const intfa_pack_running *a) {
   }
   const int32_t width = (int32_t)padded(a->dimension, 64);
   const int64_t end = padded(a->end, SUB);
-  for (int64_t token = a->begin; token < end; token += 2)
+  for (int64_t token = a->begin; token < end; token += 2) {
+    for (int32_t i = 16; i < 18; i++) prefetch_row(&a->rows, token + i, a->end, a->dimension);
     for (int32_t block = 0; 32 * block < width; block++) {
       __m512i even = pair_lanes(&a->rows, token, a->end, a->dimension, block);
       __m512i odd = pair_lanes(&a->rows, token + 1, a->end, a->dimension, block);
       store_value_pairs((uint32_t *)a->target + token / 2 * width + 32 * block, even, odd);
     }
+  }
 }
 
 static void pack_pair_queries(const intfa_attend_running *a) {

@@ -35,7 +35,9 @@ INLINE __m512i float_lanes(const intfa_rows *rows, int64_t row, int64_t end, int
 void intfa_pack_running_keys__avx512vnni(const intfa_pack_running *a) {
   const bool is_int8 = a->formats.score == INTFA_INT8;
   const int32_t lanes = query_lanes(a->dimension, lanes_for(a->formats.score));
-  for (int64_t first = a->begin; first < a->end; first += 16)
+  for (int64_t first = a->begin; first < a->end; first += 16) {
+    for (int32_t i = 16; i < 32 && !is_int8; i++)
+      prefetch_row(&a->rows, first + i, a->end, a->dimension);
     for (int32_t chunk = 0; 16 * chunk < lanes; chunk++) {
       __m512i rows[16];
       for (int32_t i = 0; i < 16; i++) {
@@ -48,6 +50,7 @@ void intfa_pack_running_keys__avx512vnni(const intfa_pack_running *a) {
       }
       store_key_lanes(a->target, first, lanes, chunk, rows);
     }
+  }
   clear_key_padding(a->target, a->end, lanes);
 }
 
@@ -55,11 +58,13 @@ void intfa_pack_running_values__avx512vnni(const intfa_pack_running *a) {
   const int32_t d = a->dimension, width = (int32_t)padded(d, 64);
   const int64_t end = padded(a->end, SUB);
   if (a->formats.value != INTFA_INT8) {
-    for (int64_t token = a->begin; token < end; token++)
+    for (int64_t token = a->begin; token < end; token++) {
+      prefetch_row(&a->rows, token + 16, a->end, d);
       for (int32_t chunk = 0; 16 * chunk < width; chunk++)
         _mm512_store_si512((float *)a->target + token * width + 16 * chunk,
                            float_lanes(&a->rows, token, a->end, d, chunk, a->multiplier,
                                        a->formats.value));
+    }
     return;
   }
   for (int64_t token = a->begin; token < end; token += 4)

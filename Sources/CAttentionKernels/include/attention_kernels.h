@@ -8,35 +8,10 @@
 // two on the float path: p = 2^(logit - reference).
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "attention_running.h"
+#include "attention_types.h"
 
 #pragma GCC visibility push(hidden)
-
-enum {
-  INTFA_MAX_DIMENSION = 256,
-  INTFA_MAX_TILE = 128,
-  INTFA_MAX_ROWS = 256,    // query rows of one call of attend_tiles or attend_running
-  INTFA_KEY_GROUP = 32,    // tokens that share step and offset of one 4-bit key channel
-  INTFA_VALUE_GROUP = 16,  // channels of one token that share step and offset of 4-bit values
-  INTFA_PACK_UNIT = 64,    // tokens that are packed together
-  INTFA_OUT_UNIT = 64,     // floats that rows of `out` are padded to
-  INTFA_ROW_UNIT = 8,      // rows that buffers of rows are padded to
-  INTFA_SUM_BLOCK = 256,   // rows that are summed one after the other before block sums are added
-  INTFA_SCRATCH_BYTES = 320 * 1024  // what attend_tiles and attend_running may use, 64-aligned
-};
-
-// Storage of float rows, and the format that a value is rounded to before it is used. INT8 codes are
-// an operand of attend_running only.
-typedef enum { INTFA_FLOAT32, INTFA_FLOAT16, INTFA_BFLOAT16, INTFA_FLOAT8, INTFA_INT8 } intfa_format;
-
-// Rows of a caller's tensor: `stride` elements apart, unit stride inside a row.
-typedef struct {
-  const void *base;
-  int64_t stride;
-  intfa_format format;  // never INTFA_FLOAT8 or INTFA_INT8
-} intfa_rows;
 
 // ---------------------------------------------------------------------------------- pre-pass
 
@@ -100,14 +75,6 @@ typedef struct {
 
 // ---------------------------------------------------------------------------------- tile loop
 
-// Keys that the rows of a query block see: with i = r / rows_per_step, row r sees
-// [first + i * step, end + i * step), clipped. Rows of several query heads that share keys and values
-// come side by side, token by token.
-typedef struct {
-  int64_t first, end, step;
-  int32_t rows_per_step;  // at least 1
-} intfa_visible;
-
 // One query block against the keys [key_begin, key_end) of one key/value head, all in `int8` codes.
 // Rows of `query` are readable up to a multiple of INTFA_ROW_UNIT, arrays over keys up to one of
 // INTFA_PACK_UNIT.
@@ -138,53 +105,6 @@ typedef struct {
   float *reference;            // [rows] exponent reference of both, in steps; -inf at first
   void *scratch;               // INTFA_SCRATCH_BYTES
 } intfa_attend_tiles;
-
-// What attend_running multiplies; kernels choose the order of packed operands by it.
-typedef enum { INTFA_P_FLOAT32, INTFA_P_FLOAT16, INTFA_P_BFLOAT16, INTFA_P_FLOAT8, INTFA_P_INT8 }
-    intfa_probability;
-typedef struct {
-  intfa_format score;             // of queries and keys: INT8 codes, or floats rounded to this
-  intfa_format value;             // INT8 codes exactly where P is INTFA_P_INT8
-  intfa_probability probability;
-} intfa_running_formats;
-
-// Tokens [begin, end) of one head into the order that attend_running of the same table reads.
-// `begin` is a multiple of INTFA_PACK_UNIT, and so is `end` but for the last.
-typedef struct {
-  intfa_running_formats formats;
-  intfa_rows rows;      // floats: the caller's rows of the head
-  float multiplier;     // floats: applied before they are rounded
-  const int8_t *codes;  // INT8: [token][dimension], row `begin` is the first
-  int64_t begin, end;
-  int32_t dimension;
-  void *target;         // of the head: running_key_bytes or running_value_bytes, 64-aligned
-} intfa_pack_running;
-
-// One query block against keys [key_begin, key_end) with P relative to the running row maximum,
-// which is rounded up to a whole number where P is float32 or bfloat16: then the bits of P do not
-// depend on when the maximum moved, and tiles may be cut anywhere.
-typedef struct {
-  int32_t rows, head_dimension, value_dimension;
-  int64_t key_begin, key_end;
-  int32_t first_tile, tile;
-  intfa_visible visible;
-  intfa_running_formats formats;
-  const int8_t *query_codes;   // INT8 scores: [rows][D]
-  intfa_rows query;            // float scores: the caller's rows, the first of the block first
-  float query_multiplier;      // float scores: applied before they are rounded
-  const float *query_scale;    // [rows] multiplies every product of the row; log2 units
-  const void *key;             // as pack_running_keys left them
-  const float *key_scale;      // INT8 scores: [key], readable to a multiple of INTFA_PACK_UNIT
-  const float *bias;           // INT8 scores: [key] log2 units, readable as key_scale; or NULL
-  const void *value;           // as pack_running_values left them
-  float softcap;               // log2 units; 0 for none
-  const float *row_shift;      // [rows] log2 units, added before the cap; or NULL
-  float *out;                  // [rows][out_stride]
-  int64_t out_stride;
-  float *total;                // [rows]
-  float *reference;            // [rows] running maximum in log2 units; -1e30 at first
-  void *scratch;               // INTFA_SCRATCH_BYTES
-} intfa_attend_running;
 
 // Adds the partial result `from` to `into`: both keep their own exponent reference.
 typedef struct {
@@ -252,6 +172,7 @@ typedef enum {
 
 // The kernels of an instruction set, or NULL where this build or this machine does not have it.
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
+
 
 // Rows converted to float32, multiplied, and rounded to a format.
 void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,

@@ -10,18 +10,19 @@ extension CPUCall {
     let visible: intfa_visible
   }
 
-  /// The tile loop: one item per query head and block, the longest first under a causal mask.
+  /// The tile loop: one item per query head and block, under a causal mask the longest of a head first.
   func attend() {
-    let heads = kernel.queryHeadCount
+    // Head after head, so that the keys and values of one stay in the second-level cache.
     forEachItem(kernel.attendItemCount) { item, seat in
-      let range = kernel.tileSizes.queryRows(ofBlock: item / heads, queryLength: shape.queryLength)
+      let (head, index) = item.quotientAndRemainder(dividingBy: kernel.queryBlockCount)
+      let range = kernel.tileSizes.queryRows(ofBlock: index, queryLength: shape.queryLength)
       let begin = range.lowerBound
       let seen = kernel.descriptor.options.mask.visibility(
         queryLength: shape.queryLength,
         keyValueLength: shape.keyValueLength
       )
       let block = Block(
-        head: item % heads,
+        head: head,
         begin: begin,
         rows: range.count,
         seat: seat,

@@ -4,15 +4,6 @@ internal import CAttentionKernels
 extension CPUCall {
   // MARK: Keys and values
 
-  /// Rounds and packs all keys or values in a float format, once per key/value head.
-  func packRunning(_ tensor: InputCheck.Tensor) {
-    forEachItem(kernel.keyHeadCount * kernel.keyPieceCount) { item, _ in
-      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
-      let range = pieceRows(piece, of: shape.keyValueLength)
-      unsafe packRunning(tensor, head: head, range, codes: nil)
-    }
-  }
-
   /// Packs rows `range` of a head: these codes, or the caller's rows where there are none.
   func packRunning(
     _ tensor: InputCheck.Tensor,

@@ -244,20 +244,19 @@ final class CPUCall: @unchecked Sendable {
 
   // MARK: Codes
 
-  /// Packed keys and values: codes where the recipe has integers, else rounded floats.
-  func quantize() {
-    if !kernel.method.hasIntegerScores { packRunning(.key) }
-    if !kernel.method.hasIntegerValues { packRunning(.value) }
-    let keyItems = kernel.method.hasIntegerScores ? kernel.keyHeadCount * kernel.keyPieceCount : 0
-    let valueItems = kernel.method.hasIntegerValues ? kernel.keyHeadCount * kernel.keyPieceCount : 0
-    forEachItem(keyItems + valueItems) { item, seat in
-      let isKey = item < keyItems
-      let (head, piece) = (isKey ? item : item - keyItems)
+  /// Keys and values as the tile loop reads them: codes where the recipe has integers, packed.
+  func pack() {
+    let items = kernel.keyHeadCount * kernel.keyPieceCount
+    forEachItem(2 * items) { item, seat in
+      let isKey = item < items
+      let (head, piece) = (isKey ? item : item - items)
         .quotientAndRemainder(dividingBy: kernel.keyPieceCount)
-      if isKey {
-        quantizeKeys(head: head, piece: piece, seat: seat)
-      } else {
-        quantizeValues(head: head, piece: piece, seat: seat)
+      switch (isKey, isKey ? kernel.method.hasIntegerScores : kernel.method.hasIntegerValues) {
+      case (true, true): quantizeKeys(head: head, piece: piece, seat: seat)
+      case (false, true): quantizeValues(head: head, piece: piece, seat: seat)
+      case (_, false):
+        let range = pieceRows(piece, of: shape.keyValueLength)
+        unsafe packRunning(isKey ? .key : .value, head: head, range, codes: nil)
       }
     }
   }

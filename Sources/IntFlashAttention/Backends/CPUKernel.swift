@@ -2,7 +2,7 @@ internal import CAttentionKernels
 import Synchronization
 
 /// One descriptor on one instruction set: stages of a call, each cut into items for the pool.
-final class CPUKernel: AttentionKernel {
+final class CPUKernel: StagedKernel {
   let descriptor: AttentionDescriptor
   let method: CPUMethod
   let instructionSet: InstructionSet
@@ -41,7 +41,10 @@ final class CPUKernel: AttentionKernel {
     )
   }
 
-  func run(_ operands: AttentionOperands) throws(AttentionError) {
+  func run(
+    _ operands: AttentionOperands,
+    beforeTileLoop: () -> Void
+  ) throws(AttentionError) {
     guard descriptor.shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
     let kept = idle.withLock { $0.popLast() }
     let workspace = if let kept { kept } else { try CPUWorkspace(CPUWorkspaceLayout(self)) }
@@ -52,7 +55,8 @@ final class CPUKernel: AttentionKernel {
     try call.survey()
     call.findMeans()
     call.findValueScales()
-    call.quantize()
+    call.pack()
+    beforeTileLoop()
     call.attend()
   }
 

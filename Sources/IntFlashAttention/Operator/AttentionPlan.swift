@@ -80,6 +80,20 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
     try kernel.run(operands)
   }
 
+  /// As ``run(query:key:value:into:)``, for those who time the pre-pass: `beforeTileLoop` is called
+  /// once it is done, by a kernel that has one.
+  package func run(
+    query: TensorView,
+    key: TensorView,
+    value: TensorView,
+    into output: borrowing MutableTensorView,
+    beforeTileLoop: () -> Void
+  ) throws(AttentionError) {
+    let operands = try check(query: query, key: key, value: value, output: output)
+    guard let staged = kernel as? any StagedKernel else { return try kernel.run(operands) }
+    try staged.run(operands, beforeTileLoop: beforeTileLoop)
+  }
+
   /// As ``run(query:key:value:into:)``, with the log-sum-exp of every row.
   ///
   /// - Parameters:
