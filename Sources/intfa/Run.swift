@@ -36,7 +36,7 @@ struct Run: ParsableCommand {
   var layout: TensorLayout = .batchHeadsTokens
 
   @Option(help: "Element type of o.")
-  var outputType = OutputType.float32
+  var outputType = OperandType.float32
 
   @Flag(help: "Also write the log-sum-exp of every query row.")
   var logSumExp = false
@@ -48,19 +48,6 @@ struct Run: ParsableCommand {
   @OptionGroup(title: "Backend") var backend: BackendOptions
   @OptionGroup(title: "Output") var out: OutputOptions
   @OptionGroup(title: "Output") var seed: SeedOptions
-
-  /// The element types that `--output-type` takes.
-  enum OutputType: String, ExpressibleByArgument, CaseIterable {
-    case float32, float16, bfloat16
-
-    var elementType: ElementType {
-      switch self {
-      case .float32: .float32
-      case .float16: .float16
-      case .bfloat16: .bfloat16
-      }
-    }
-  }
 
   private var writesNpy: Bool { output.hasSuffix(".npy") }
 

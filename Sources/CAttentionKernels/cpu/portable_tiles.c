@@ -30,8 +30,7 @@ typedef struct {
   int8_t weight[INTFA_MAX_TILE];
   float key_scale[INTFA_MAX_TILE], bias[INTFA_MAX_TILE], fold[INTFA_MAX_TILE], real_weight[INTFA_MAX_TILE];
 } gathered_tile;
-_Static_assert(sizeof(gathered_tile) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
-               "fits intfa_scratch_bytes");
+_Static_assert(sizeof(gathered_tile) <= INTFA_SCRATCH_BYTES, "fits the scratch memory");
 
 // One row against the keys `seen` of the tile that starts at `first`.
 static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, key_range seen,

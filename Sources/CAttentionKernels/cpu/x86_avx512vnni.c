@@ -53,8 +53,8 @@ INLINE void score_step(const int columns, const int8_t *q, int32_t stride, const
 // where the compiler shall know it, else 0. No branch may stand between multiplies: the compiler
 // would keep operands on the stack around it.
 INLINE void score(const int32_t D, const int columns, const bool with_earlier, const bool with_logits,
-                  const intfa_attend_tiles *a, const state *s, const tile_operands *t, int32_t row,
-                  int32_t sub, group *g, group *earlier) {
+                  const state *s, const tile_operands *t, int32_t row, int32_t sub, group *g,
+                  group *earlier) {
   const int32_t stride = D ? D : t->stride;
   const int8_t *q = s->query + (int64_t)row * stride;
   const uint8_t *key = t->key[sub];
@@ -157,18 +157,18 @@ INLINE void values(const intfa_attend_tiles *a, const tile_operands *t, const gr
 // ---------------------------------------------------------------------------------- the loop
 
 // score() with the numbers of the moment: half the columns where only the first 32 keys are seen.
-INLINE void score_sub_tile(const int32_t D, const bool with_logits, const intfa_attend_tiles *a,
-                           const state *s, const tile_operands *t, int32_t row, extent seen, int32_t sub,
-                           group *g, int32_t earlier_subs, group *earlier) {
+INLINE void score_sub_tile(const int32_t D, const bool with_logits, const state *s,
+                           const tile_operands *t, int32_t row, extent seen, int32_t sub, group *g,
+                           int32_t earlier_subs, group *earlier) {
   const bool is_half = seen.fours - sub * UNITS <= UNITS / 2;
   if (is_half && sub < earlier_subs)
-    score(D, 2, true, with_logits, a, s, t, row, sub, g, earlier);
+    score(D, 2, true, with_logits, s, t, row, sub, g, earlier);
   else if (is_half)
-    score(D, 2, false, with_logits, a, s, t, row, sub, g, earlier);
+    score(D, 2, false, with_logits, s, t, row, sub, g, earlier);
   else if (sub < earlier_subs)
-    score(D, 4, true, with_logits, a, s, t, row, sub, g, earlier);
+    score(D, 4, true, with_logits, s, t, row, sub, g, earlier);
   else
-    score(D, 4, false, with_logits, a, s, t, row, sub, g, earlier);
+    score(D, 4, false, with_logits, s, t, row, sub, g, earlier);
 }
 
 // The four rows from `row` against a tile, and what was left to do for the group before them. Later
@@ -177,8 +177,8 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
                          const tile_operands *t, int32_t row, extent seen, group *g,
                          int32_t earlier_row, extent earlier_seen, group *earlier) {
   const int32_t last = seen.subs - 1;
-  score_sub_tile(D, false, a, s, t, row, seen, 0, g, earlier_seen.subs, earlier);
-  if (last) score_sub_tile(D, true, a, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
+  score_sub_tile(D, false, s, t, row, seen, 0, g, earlier_seen.subs, earlier);
+  if (last) score_sub_tile(D, true, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
   if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t, earlier_seen.subs);
   if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0 &&
       !a->mask) {

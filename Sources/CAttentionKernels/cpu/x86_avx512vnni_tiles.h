@@ -30,8 +30,7 @@ typedef struct {
   _Alignas(64) uint8_t key[SUBS][KEYS * INTFA_MAX_DIMENSION];
   _Alignas(64) int8_t value[SUBS][KEYS * INTFA_MAX_DIMENSION];
 } state;
-_Static_assert(sizeof(state) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
-               "fits intfa_scratch_bytes");
+_Static_assert(sizeof(state) <= INTFA_SCRATCH_BYTES, "fits the scratch memory");
 
 // One tile of keys and values.
 typedef struct {

@@ -24,6 +24,22 @@ public protocol AttentionKernel: Sendable {
   func run(_ operands: AttentionOperands) throws(AttentionError)
 }
 
+/// A kernel that prepares its operands before a tile loop, so that the two can be timed apart.
+package protocol StagedKernel: AttentionKernel {
+  /// As ``AttentionKernel/run(_:)``, with a call of `beforeTileLoop` between the pre-pass and the
+  /// tile loop. A kernel without work to do does not call it.
+  func run(
+    _ operands: AttentionOperands,
+    beforeTileLoop: () -> Void
+  ) throws(AttentionError)
+}
+
+extension StagedKernel {
+  package func run(_ operands: AttentionOperands) throws(AttentionError) {
+    try run(operands) {}
+  }
+}
+
 /// The checked operands of one call, as a plan hands them to a kernel.
 ///
 /// Shapes are `[B, H, N, D]`, element types allowed, inner strides 1, and the output overlaps

@@ -213,7 +213,7 @@ struct ReferenceHead: Sendable {
     let dimension = descriptor.shape.valueDimension
     let logits = seen.compactMap { column in logit(row, column).map { (column, $0) } }
     guard let top = logits.map(\.1).max() else { return }
-    partial.rescale(to: max(partial.m, top))
+    partial.rescale(to: max(partial.m, recipe.hasWholeReference ? top.rounded(.up) : top))
     let reference = recipe.reference == .tileMaximum ? top : partial.m
     let gain = exp2(reference - partial.m)
     let v = value.span

@@ -92,6 +92,24 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
     try kernel.run(operands)
   }
 
+  /// As ``run(query:key:value:mask:alibiSlopes:sinks:into:)``, for those who time the pre-pass: `beforeTileLoop` is called
+  /// once it is done, by a kernel that has one.
+  package func run(
+    query: TensorView,
+    key: TensorView,
+    value: TensorView,
+    mask: TensorView? = nil,
+    alibiSlopes: TensorView? = nil,
+    sinks: TensorView? = nil,
+    into output: borrowing MutableTensorView,
+    beforeTileLoop: () -> Void
+  ) throws(AttentionError) {
+    var operands = try check(query: query, key: key, value: value, output: output)
+    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &operands)
+    guard let staged = kernel as? any StagedKernel else { return try kernel.run(operands) }
+    try staged.run(operands, beforeTileLoop: beforeTileLoop)
+  }
+
   /// As ``run(query:key:value:mask:alibiSlopes:sinks:into:)``, with the log-sum-exp of every row.
   ///
   /// - Parameters:
