@@ -16,7 +16,7 @@ struct Bench: ParsableCommand {
       prepassSeconds is the shortest time until the tile loop begins, taken inside the same calls, \
       or for those that are timed together inside calls between them. gops is \
       4·B·Hq·Nq·Nk·D / seconds / 10⁹, halved when causal; where queries and keys differ in \
-      number, and with a window, it counts the pairs that the mask leaves. peakGops is what the \
+      number, with a window or prefix, it counts the pairs that these leave; what --mask hides counts. peakGops is what the \
       instruction that the tile loop is made of reaches on as many cores, measured between the \
       calls; null where the instruction set has none to measure. fractionOfPeak is gops / \
       peakGops, tileLoopFractionOfPeak the same for seconds - prepassSeconds. relativeL1 and \
@@ -49,6 +49,7 @@ struct Bench: ParsableCommand {
 
   @OptionGroup(title: "Formula") var mask: MaskOptions
   @OptionGroup(title: "Formula") var math: MathOptions
+  @OptionGroup(title: "Formula") var added: AdditionOptions
   @OptionGroup(title: "Backend") var backend: BackendOptions
   @OptionGroup(title: "Output") var seed: SeedOptions
   @OptionGroup(title: "Output") var output: OutputOptions
@@ -110,18 +111,19 @@ struct Bench: ParsableCommand {
       elementType: inputType.elementType
     )
     let heads = shape.batchCount * shape.queryHeadCount
+    let additions = try added.additions(queryHeadCount: shape.queryHeadCount)
     let rows = min(max(Self.referenceRows / heads, 1), shape.queryLength)
-    let exact = try operands.exact(lastRows: rows, entries[0].plan.descriptor.options)
+    let exact = try operands.exact(lastRows: rows, entries[0].plan.descriptor.options, additions)
     var result = try Tensor(.float32, shape: shape.outputShape)
     var errors: [AccuracyReport] = []
     var times: [CallTimes] = []
     for entry in entries {
-      times.append(try CallTimes(entry.plan, operands, into: result.mutableView))
+      times.append(try CallTimes(entry.plan, operands, additions, into: result.mutableView))
       let part = shape.lastRows(rows, of: result.copyFloats())
       errors.append(AccuracyReport(part, against: exact))
     }
     try Timing.takeTurns(entries.count, budget: repeatSeconds) { index in
-      try times[index].measure(operands, into: result.mutableView)
+      try times[index].measure(operands, additions, into: result.mutableView)
     }
     for (index, entry) in entries.enumerated() {
       report.append(cells(entry, times[index], errors[index]))

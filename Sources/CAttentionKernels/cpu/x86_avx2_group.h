@@ -1,5 +1,6 @@
 // What the 256-bit integer tile loop keeps of its rows. Included by x86_avx2_tiles.h.
 #pragma once
+#include "key_mask.h"
 #include "online_softmax.h"
 #include "x86_avx2_scores.h"
 
@@ -82,6 +83,7 @@ static bool begin_group(const intfa_attend_tiles *a, int32_t index, int64_t begi
   const key_range first = visible_keys(&a->visible, row, begin, end);
   const key_range last = visible_keys(&a->visible, row + g->rows - 1, begin, end);
   if (first.begin >= last.end) return false;
+  if (a->mask && !mask_shows(a->mask, row, row + g->rows, first.begin, last.end)) return false;
   g->first_sub = (int32_t)(first.begin - begin) / KEYS;
   g->end_sub = (int32_t)(last.end - begin + KEYS - 1) / KEYS;
   g->whole_sub = (int32_t)(last.begin - begin + KEYS - 1) / KEYS;

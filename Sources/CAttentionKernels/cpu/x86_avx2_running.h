@@ -8,6 +8,7 @@
 // Error against the portable kernel: the order of float32 sums and fused polynomials, about 1e-6 of
 // the result.
 #pragma once
+#include "key_mask.h"
 #include "x86_avx2_float.h"
 #include "x86_avx2_scores.h"
 
@@ -105,6 +106,13 @@ static void cap_logits(const intfa_attend_running *a, group *g) {
     for (int32_t j = g->first_sub * KEYS; j < g->end_sub * KEYS; j++)
       g->logit[i][j] = soft_cap(g->logit[i][j] + shift, a->softcap);
   }
+}
+
+static void add_mask(const intfa_attend_running *a, group *g, int64_t begin, int64_t end) {
+  const int32_t first = g->first_sub * KEYS, last = g->end_sub * KEYS;
+  const int32_t stop = last < end - begin ? last : (int32_t)(end - begin);
+  for (int32_t i = 0; i < g->rows; i++)
+    mask_row(a->mask, g->row + i, begin + first, stop - first, g->logit[i] + first);
 }
 
 // Logits of keys that a row does not see become -inf.
@@ -220,11 +228,13 @@ INLINE void attend(const intfa_probability format, const intfa_attend_running *a
       const key_range first = visible_keys(&a->visible, g->row, begin, end);
       const key_range last = visible_keys(&a->visible, g->row + g->rows - 1, begin, end);
       if (first.begin >= last.end) continue;
+      if (a->mask && !mask_shows(a->mask, g->row, g->row + g->rows, first.begin, last.end)) continue;
       g->first_sub = (int32_t)(first.begin - begin) / KEYS;
       g->end_sub = (int32_t)(last.end - begin + KEYS - 1) / KEYS;
       KEEP_LOOP for (int32_t sub = g->first_sub; sub < g->end_sub; sub++)
         score(a, s, begin, codes, sub);
       if (a->softcap > 0) cap_logits(a, g);
+      if (a->mask) add_mask(a, g, begin, end);
       if (last.begin > begin + g->first_sub * KEYS || first.end < begin + g->end_sub * KEYS)
         mask_logits(a, g, begin, end);
       softmax(format, a, g);

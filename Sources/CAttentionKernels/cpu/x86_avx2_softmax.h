@@ -106,6 +106,23 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, co
   }
 }
 
+// Logits with what the mask adds to them, and the maxima of whole sub-tiles.
+static __attribute__((noinline)) void add_mask(const intfa_attend_tiles *a, group *g, int64_t begin,
+                                               int64_t end) {
+  for (int32_t i = 0; i < g->rows; i++) {
+    __m256 top = _mm256_set1_ps(-1e30f);
+    for (int32_t sub = g->first_sub; sub < g->end_sub; sub++) {
+      const int64_t first = begin + sub * KEYS;
+      float *logit = g->logit[sub][i];
+      mask_row(a->mask, g->index * ROWS + i, first, (int32_t)(end - first < KEYS ? end - first : KEYS),
+               logit);
+      if (!is_whole(g, sub)) continue;
+      for (int32_t j = 0; j < KEYS; j += LANES) top = _mm256_max_ps(top, _mm256_load_ps(logit + j));
+    }
+    _mm256_store_ps(g->top[i], top);
+  }
+}
+
 // --------------------------------------------------------------------------------- row sums, gains
 
 // Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them.

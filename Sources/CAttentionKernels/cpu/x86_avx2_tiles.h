@@ -170,6 +170,7 @@ static void attend_tile(const intfa_attend_tiles *a, state *s, int64_t begin, in
     }
     if (earlier) rest_of_exponentials(earlier, s->n);
     if (a->softcap > 0) cap_logits(a, s, &t, g);
+    if (a->mask) add_mask(a, g, begin, end);
     if (g->whole_sub > g->first_sub || g->whole_end < g->end_sub) mask_logits(a, g, begin, end);
     choose_gain(a, s, g);
     if (earlier) add_values(a, s, earlier, &t, g);

@@ -180,7 +180,8 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
   score_sub_tile(D, false, s, t, row, seen, 0, g, earlier_seen.subs, earlier);
   if (last) score_sub_tile(D, true, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
   if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t, earlier_seen.subs);
-  if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0) {
+  if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0 &&
+      !a->mask) {
     if (last)
       values_beside_logits(2, a, s, t, earlier, earlier_row, g, row);
     else

@@ -1,6 +1,7 @@
 // What both loops over integer tiles share, for blocks of rows and for few of them: four rows from
 // integer sums to probabilities and gains. Included inside the target region of 512-bit kernels.
 #pragma once
+#include "key_mask.h"
 #include "online_softmax.h"
 #include "x86_avx512vnni.h"
 
@@ -150,6 +151,21 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, co
     }
 }
 
+// Logits of the keys of the tile with what the mask adds to them, and their row maxima.
+static __attribute__((noinline)) void add_mask(const intfa_attend_tiles *a, group *g, int32_t row,
+                                               const tile_operands *t, int32_t subs) {
+  for (int32_t i = 0; i < ROWS && row + i < a->rows; i++)
+    for (int32_t sub = 0; sub < subs; sub++) {
+      const int64_t first = t->begin + sub * KEYS;
+      const int32_t count = (int32_t)(t->end - first < KEYS ? t->end - first : KEYS);
+      float *logit = g->logit[sub][i];
+      mask_row(a->mask, row + i, first, count, logit);
+      __m512 top = _mm512_load_ps(logit);
+      for (int32_t j = 16; j < KEYS; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(logit + j));
+      _mm512_store_ps(g->top_lanes[sub][i], top);
+    }
+}
+
 // ---------------------------------------------------------------------------------- row sums, gains
 
 // 255 * 2^(-i / 64), rounded to float32, for i = steps mod 64: two tables of 32 and bit 5.
@@ -257,6 +273,7 @@ static inline extent extent_of(const intfa_attend_tiles *a, const tile_operands 
   const key_range first = visible_keys(&a->visible, row, t->begin, t->end);
   const key_range last = visible_keys(&a->visible, last_row, t->begin, t->end);
   if (first.begin >= last.end) return (extent){0};
+  if (a->mask && !mask_shows(a->mask, row, last_row + 1, first.begin, last.end)) return (extent){0};
   const int32_t keys = (int32_t)(last.end - t->begin), subs = (keys + KEYS - 1) / KEYS;
   return (extent){subs, (keys + 3) / 4,
                   last.begin == t->begin && first.end == t->begin + subs * KEYS};
@@ -266,6 +283,7 @@ static inline extent extent_of(const intfa_attend_tiles *a, const tile_operands 
 INLINE void settle_logits(const intfa_attend_tiles *a, const state *s, group *g, int32_t row,
                           const tile_operands *t, extent seen) {
   if (a->softcap > 0) cap_logits(a, s, g, row, t, seen.subs);
+  if (a->mask) add_mask(a, g, row, t, seen.subs);
   if (!seen.is_whole) mask_logits(a, g, row, t, seen.subs);
   choose_gain(a, g, row, seen.subs);
 }

@@ -8,6 +8,7 @@
 // two on the float path: p = 2^(logit - reference).
 #pragma once
 
+#include "attention_masks.h"
 #include "attention_running.h"
 #include "attention_types.h"
 
@@ -84,6 +85,7 @@ typedef struct {
   int64_t key_begin, key_end;  // key_begin is a tile boundary
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
+  const intfa_key_mask *mask;  // or NULL
   // Where keys lie: tokens 64 * u ... 64 * u + 63 are the units[u]th of `key`, `value` and every array
   // over keys; NULL where they lie in order.
   const int32_t *units;

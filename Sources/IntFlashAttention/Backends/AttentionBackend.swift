@@ -92,7 +92,13 @@ public struct AttentionOperands: @unchecked Sendable {
   package let key: Operand
   package let value: Operand
   package let output: Operand
-  package let logSumExp: Operand?
+  package var logSumExp: Operand?
+  /// [B or 1, Hq or 1, Nq or 1, Nk or 1].
+  package var mask: Operand?
+  /// [B · Hq].
+  package var alibiSlopes: [Float]?
+  /// [B · Hq].
+  package var sinks: [Float]?
 }
 
 /// What a plan decided: the answer to `intfa explain`.

@@ -7,6 +7,7 @@ final class CPUKernel: StagedKernel {
   let method: CPUMethod
   let instructionSet: InstructionSet
   let tileSizes: CPUTileSizes
+  let blockTable: CPUBlockTable?
   /// Workspaces of finished calls, so that steady use allocates nothing.
   private let idle = Mutex<[CPUWorkspace]>([])
 
@@ -19,6 +20,9 @@ final class CPUKernel: StagedKernel {
     self.descriptor = descriptor
     self.method = method
     self.instructionSet = instructionSet
+    blockTable = descriptor.options.blocks.map {
+      CPUBlockTable($0, keyValueLength: descriptor.shape.keyValueLength)
+    }
     tileSizes = CPUTileSizes(
       shape: descriptor.shape,
       operationCount: descriptor.operationCount,
@@ -53,6 +57,7 @@ final class CPUKernel: StagedKernel {
     defer { ThreadPool.shared.endTeam(team) }
     let call = CPUCall(kernel: self, operands: operands, workspace: workspace, team: team)
     try call.survey()
+    try call.surveyMask()
     call.findMeans()
     call.findValueScales()
     call.pack()

@@ -90,6 +90,7 @@ import Testing
                   first: 0,
                   end: tokens,
                   step: 0,
+                  least_end: 0,
                   rows_per_step: 1
                 )
                 unsafe arguments.query = query.baseAddress
