@@ -22,7 +22,8 @@ typedef struct {
   int64_t begin, end;
   int32_t dimension;
   float limit;          // a magnitude that must not be reached; NaN and infinity reach it
-  float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL
+  float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL,
+                        // and NULL where row_maxima is not
   float *largest;       // [1] largest magnitude; or NULL
   int64_t *first_bad;   // [1] first row with an element that reaches `limit`, or -1
   bool rotates;         // for row_maxima
