@@ -17,4 +17,18 @@ void intfa_pack_values__avx512vnni(const intfa_pack *);
 void intfa_attend_tiles__avx512vnni(const intfa_attend_tiles *);
 int64_t intfa_peak__avx512vnni(intfa_peak_kind, int64_t rounds);
 
+int64_t intfa_key_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
+int64_t intfa_value_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
+void intfa_pack_keys__neondotprod(const intfa_pack *);
+void intfa_pack_values__neondotprod(const intfa_pack *);
+void intfa_attend_tiles__neondotprod(const intfa_attend_tiles *);
+int64_t intfa_peak__neondotprod(intfa_peak_kind, int64_t rounds);
+
+int64_t intfa_key_bytes__neoni8mm(int64_t tokens, int32_t dimension, bool int4);
+int64_t intfa_value_bytes__neoni8mm(int64_t tokens, int32_t dimension, bool int4);
+void intfa_pack_keys__neoni8mm(const intfa_pack *);
+void intfa_pack_values__neoni8mm(const intfa_pack *);
+void intfa_attend_tiles__neoni8mm(const intfa_attend_tiles *);
+int64_t intfa_peak__neoni8mm(intfa_peak_kind, int64_t rounds);
+
 #pragma GCC visibility pop
