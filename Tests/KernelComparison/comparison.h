@@ -1,5 +1,7 @@
 // Inputs, guarded memory and comparison for the kernel comparison. See comparison.c.
 #pragma once
+#pragma STDC FP_CONTRACT OFF  // inputs have to be the same on every machine
+
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>

@@ -89,10 +89,10 @@ INLINE uint8x16_t probabilities(float32x4_t top, const float *logit, uint8x16x4_
   uint32x4_t low = vsliq_n_u32(steps_of(top, logit), steps_of(top, logit + 8), 16);
   uint32x4_t high = vsliq_n_u32(steps_of(top, logit + 4), steps_of(top, logit + 12), 16);
   uint16x8_t even = vreinterpretq_u16_u32(low), odd = vreinterpretq_u16_u32(high);
-  uint8x16_t index = vandq_u8(vreinterpretq_u8_u16(vsliq_n_u16(even, odd, 8)), vdupq_n_u8(63));
-  uint16x8_t mantissa = vreinterpretq_u16_u8(vqtbl4q_u8(mantissas, index)), one = vdupq_n_u16(256);
-  uint16x8_t even_power = vbslq_u16(vdupq_n_u16(255), mantissa, one);
-  uint16x8_t odd_power = vsriq_n_u16(one, mantissa, 8);
+  uint8x16_t steps = vuzp1q_u8(vreinterpretq_u8_u16(even), vreinterpretq_u8_u16(odd));
+  uint8x16_t mantissa = vqtbl4q_u8(mantissas, vandq_u8(steps, vdupq_n_u8(63)));
+  uint16x8_t even_power = vreinterpretq_u16_u8(vzip1q_u8(mantissa, vdupq_n_u8(1)));  // + 256
+  uint16x8_t odd_power = vreinterpretq_u16_u8(vzip2q_u8(mantissa, vdupq_n_u8(1)));
   even_power = vrshlq_u16(even_power, vreinterpretq_s16_u16(vmvnq_u16(vshrq_n_u16(even, 6))));
   odd_power = vrshlq_u16(odd_power, vreinterpretq_s16_u16(vmvnq_u16(vshrq_n_u16(odd, 6))));
   return vreinterpretq_u8_u16(vsliq_n_u16(even_power, odd_power, 8));

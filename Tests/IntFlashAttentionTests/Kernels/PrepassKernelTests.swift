@@ -33,6 +33,8 @@ import Testing
       switch set {
       case .portable: INTFA_PORTABLE
       case .avx512VNNI: INTFA_AVX512_VNNI
+      case .neonDotProd: INTFA_NEON_DOTPROD
+      case .neonI8MM: INTFA_NEON_I8MM
       }
     return unsafe try #require(unsafe intfa_cpu_kernels_for(isa)).pointee
   }
