@@ -6,7 +6,7 @@ public enum InstructionSet: String, Sendable, Hashable, CaseIterable {
   case portable
   /// AVX-512 with 8-bit dot products (VNNI): x86-64 servers since 2019, Zen 4 and later.
   case avx512VNNI = "avx512vnni"
-  /// NEON with 8-bit dot products (Armv8.2 with `sdot`): Cortex-A75, Neoverse N1, Apple A11 and later.
+  /// NEON with 8-bit dot products (`sdot`): Cortex-A76, Neoverse N1, Apple M1 and later.
   case neonDotProd = "neondotprod"
   /// NEON with 8-bit matrix products (`smmla`): Neoverse V1 and N2, Apple M2 and later.
   case neonI8MM = "neoni8mm"
