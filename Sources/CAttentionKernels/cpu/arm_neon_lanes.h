@@ -2,8 +2,7 @@
 // Included once per set, inside its target region, after the set has defined
 //   LANE_ROWS  rows that a register of four sums covers: 1 (sdot) or 2 (smmla)
 #pragma once
-#include <arm_neon.h>
-
+#include "arm_neon_exp2.h"
 #include "online_softmax.h"
 #include "portable.h"
 
@@ -17,8 +16,6 @@ enum {
   QUERY_PIECE = 4 * LANE_KEYS, // channels of a row side by side in packed queries; D is padded to it
   TILE = INTFA_MAX_TILE + UNIT
 };
-#define MAGIC 12582912.0f  // 1.5 * 2^23
-#define MAGIC_BITS 0x4B400000
 
 // What a few rows need from their scores to their values.
 typedef struct {
@@ -55,22 +52,6 @@ INLINE float32x4_t key_lanes(const float *x) {
 }
 INLINE float32x4_t float_of_sum(int32x4_t sum) {
   return vsubq_f32(vreinterpretq_f32_s32(sum), vdupq_n_f32(MAGIC));
-}
-
-// exp2_fast of four exponents, operation by operation.
-INLINE float32x4_t exp2_x4(float32x4_t x) {
-  x = vminnmq_f32(vmaxnmq_f32(x, vdupq_n_f32(-126.0f)), vdupq_n_f32(126.0f));
-  float32x4_t shifted = vaddq_f32(x, vdupq_n_f32(MAGIC));
-  float32x4_t f = vsubq_f32(x, vsubq_f32(shifted, vdupq_n_f32(MAGIC)));
-  float32x4_t p = vdupq_n_f32(1.5403530e-4f);
-  p = vaddq_f32(vmulq_f32(p, f), vdupq_n_f32(1.3333558e-3f));
-  p = vaddq_f32(vmulq_f32(p, f), vdupq_n_f32(9.6181291e-3f));
-  p = vaddq_f32(vmulq_f32(p, f), vdupq_n_f32(5.5504109e-2f));
-  p = vaddq_f32(vmulq_f32(p, f), vdupq_n_f32(2.4022651e-1f));
-  p = vaddq_f32(vmulq_f32(p, f), vdupq_n_f32(6.9314718e-1f));
-  p = vaddq_f32(vmulq_f32(p, f), vdupq_n_f32(1.0f));
-  int32x4_t exponent = vaddq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(127 - MAGIC_BITS));
-  return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
 }
 
 // ---------------------------------------------------------------------------------- exponentials
