@@ -24,14 +24,15 @@ INLINE void score(const int R, const intfa_attend_tiles *a, state *s, int32_t ro
   const int32_t stride = (int32_t)padded(a->head_dimension, QUERY_PIECE);
   const int8_t *query = s->query + (int64_t)row * stride, *key = a->key;
   const float *scale = s->scale + row / LANE_ROWS * 4;
+  const float *key_scales = a->key_scale, *biases = a->bias;
   KEEP_LOOP for (int64_t j = from; j < to; j += 8) {
     int32x4_t sum[GROUPS][VECTORS];
     UNROLL for (int i = 0; i < R / LANE_ROWS; i++)
       UNROLL for (int v = 0; v < VECTORS; v++) sum[i][v] = vdupq_n_s32(MAGIC_BITS);
     multiply_keys(R, query, key + j * stride, stride, sum);
     UNROLL for (int v = 0; v < VECTORS; v++) {
-      float32x4_t key_scale = key_lanes(a->key_scale + j + v * LANE_KEYS);
-      float32x4_t bias = key_lanes(a->bias + j + v * LANE_KEYS);
+      float32x4_t key_scale = key_lanes(key_scales + j + v * LANE_KEYS);
+      float32x4_t bias = key_lanes(biases + j + v * LANE_KEYS);
       UNROLL for (int i = 0; i < R / LANE_ROWS; i++) {
         float32x4_t x = vmulq_f32(float_of_sum(sum[i][v]), key_scale);
         x = vaddq_f32(vmulq_f32(x, vld1q_f32(scale + 4 * i)), bias);

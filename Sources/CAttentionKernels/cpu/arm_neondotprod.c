@@ -8,8 +8,9 @@
 // ushr sli sri urshl              1, 2...4           2, 2...4           10
 // fcvt, scvtf of four             1/2, 4             1, 4               none
 // 128-bit load                    2, 5               3, 6               1 per 4 sdot
-// Rates and latencies: LLVM 19's scheduling models, which cite Arm's optimisation guides. The kernels
-// are verified under emulation and were never timed on hardware.
+// Rates and latencies: LLVM 19's scheduling models, which cite Arm's optimisation guides. They put the
+// compiled loops at 63 to 66 % of the issue rate of the products for D = 64 and 76 to 77 % for D = 128.
+// The kernels are verified under emulation and were never timed on hardware.
 //
 // sdot multiplies signed codes only. P is unsigned, so the values are packed +128 and udot sums
 // p * (v + 128); sums start at -128 * sum(p), which a second udot per register of P yields.

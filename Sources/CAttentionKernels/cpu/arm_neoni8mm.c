@@ -10,8 +10,9 @@
 // fcvt, scvtf of four             1/2, 4             1, 4               none
 // trn1, trn2, dup                 2, 2               4, 2               1 + 2
 // 128-bit load                    3, 6               3, 6               1 per 2 smmla
-// Rates and latencies: LLVM 19's scheduling models, which cite Arm's optimisation guides. The kernels
-// are verified under emulation and were never timed on hardware.
+// Rates and latencies: LLVM 19's scheduling models, which cite Arm's optimisation guides. They put the
+// compiled loops at 47 % of the issue rate of the products for D = 64 and 60 % for D = 128.
+// The kernels are verified under emulation and were never timed on hardware.
 //
 // A register of sums has two rows x two keys. Logits and P stay so: P of two rows x eight keys is the
 // left operand of usmmla as it comes out of the exponentials.
