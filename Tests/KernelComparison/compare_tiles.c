@@ -72,10 +72,10 @@ static intfa_visible visible(const problem *p, generator *g) {
 static operands make_operands(const problem *p, generator *g) {
   const size_t keys = (size_t)p->keys, unit = (size_t)padded(p->keys, INTFA_PACK_UNIT);
   operands o = {
-      .query = take((size_t)(p->rows * p->d)),
+      .query = take((size_t)(padded(p->rows, INTFA_ROW_UNIT) * p->d)),
       .key = take(keys * (size_t)p->d),
       .value = take(keys * (size_t)p->dv),
-      .weight = take(keys),
+      .weight = take(unit),
       .query_scale = take(sizeof(float) * (size_t)p->rows),
       .row_shift = take(sizeof(float) * (size_t)p->rows),
       .key_scale = take(sizeof(float) * unit),
@@ -115,7 +115,6 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
   memset(x.out, 0, sizeof(float) * (size_t)(rows * stride));
   for (int64_t r = 0; r < rows; r++) x.total[r] = 0, x.reference[r] = -__builtin_inff();
 
-  int8_t *weight = take((size_t)padded(p->keys, INTFA_PACK_UNIT));
   intfa_pack keys = {
       .codes = o->key,
       .end = p->keys,
@@ -129,8 +128,6 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .dimension = p->dv,
       .int4 = p->int4_value,
       .target = take((size_t)kernels->value_bytes(p->keys, p->dv, p->int4_value)),
-      .weights = p->weights == INTEGERS ? o->weight : NULL,
-      .target_weights = weight,
   };
   // In two pieces too.
   for (int piece = 0; piece < 2; piece++) {
@@ -158,7 +155,7 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .value = values.target,
       .int4_key = p->int4_key,
       .int4_value = p->int4_value,
-      .weight = p->weights == INTEGERS ? weight : NULL,
+      .weight = p->weights == INTEGERS ? o->weight : NULL,
       .real_weight = p->weights == INTEGERS ? NULL : o->real_weight,
       .sums_codes = p->weights != REALS,
       .softcap = p->caps ? 640.0f : 0,

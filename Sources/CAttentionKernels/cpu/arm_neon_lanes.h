@@ -30,7 +30,7 @@ typedef struct {
 typedef struct {
   group rows;
   _Alignas(64) uint8_t mantissa[64];
-  int8_t no_weights[TILE];  // stands for n_j where they are not integers
+  _Alignas(64) int8_t weight[TILE];  // n_j of the tile in the order of P, from a multiple of UNIT
   _Alignas(64) float scale[INTFA_MAX_ROWS * 4 / LANE_ROWS];  // one register per GROUPS
   _Alignas(64) int8_t query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION];
 } state;
@@ -79,5 +79,5 @@ INLINE uint8x16_t probabilities(float32x4_t top, const float *logit, uint8x16x4_
   return vreinterpretq_u8_u16(vsliq_n_u16(even_power, odd_power, 8));
 }
 
-// Byte of a register of P that belongs to key `key` of KEY_UNIT. Values and n_j are packed so.
+// Byte of a register of P that belongs to key `key` of KEY_UNIT. Values are packed so.
 INLINE int32_t weight_position(int32_t key) { return 4 * (key % LANE_KEYS) + key / LANE_KEYS; }

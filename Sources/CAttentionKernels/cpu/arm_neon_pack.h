@@ -5,7 +5,7 @@
 //
 // Keys: per eight tokens [D / KEY_PIECE][8 tokens][KEY_PIECE]. Values: per KEY_UNIT tokens
 // [Dv / 8][a block of the set]. D is padded to QUERY_PIECE channels, Dv to 8, tokens to 64, with
-// zeros. Tokens of values, and n_j, are in the order of weight_position. Four-bit operands are stored
+// zeros. Tokens of values are in the order of weight_position. Four-bit operands are stored
 // as the INT8 codes that they stand for: unpacking in the loop would cost more than the bytes.
 
 static void pack_channels(const int8_t *rows, int32_t width, int8_t *target);
@@ -55,9 +55,6 @@ static void pack_values(const intfa_pack *a) {
     for (int32_t t = 0; t < INTFA_PACK_UNIT; t += KEY_UNIT)
       for (int32_t c = 0; c < width; c += 8, target += 8 * KEY_UNIT)
         pack_channels(rows + t * width + c, width, target);
-    for (int32_t t = 0; a->weights && t < INTFA_PACK_UNIT; t++)
-      a->target_weights[first + t / KEY_UNIT * KEY_UNIT + weight_position(t % KEY_UNIT)] =
-          t < count ? a->weights[first + t] : 0;
   }
 }
 

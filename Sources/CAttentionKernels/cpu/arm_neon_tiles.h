@@ -178,6 +178,13 @@ INLINE void add_values(const int R, const intfa_attend_tiles *a, const group *g,
 
 // ---------------------------------------------------------------------------------- the loop
 
+// n_j of the tile [begin, end) into the order of P, once for all rows.
+static void order_weights(const int8_t *weight, int64_t begin, int64_t end, int8_t *ordered) {
+  const int64_t origin = begin / UNIT * UNIT;
+  for (int64_t j = 0; j < padded(end, UNIT) - origin; j++)
+    ordered[j / KEY_UNIT * KEY_UNIT + weight_position((int32_t)(j % KEY_UNIT))] = weight[origin + j];
+}
+
 // R rows against the tile [begin, end).
 INLINE void attend_rows(const int R, const intfa_attend_tiles *a, state *s, int32_t row,
                         int64_t begin, int64_t end) {
@@ -194,7 +201,7 @@ INLINE void attend_rows(const int R, const intfa_attend_tiles *a, state *s, int3
   if (last_seen.begin > from || first_seen.end < to)
     mask_logits(a, g, row, R / LANE_ROWS, begin, end, from, to, top);
   choose_gain(R, a, g, row, top);
-  exponentials(R, g, s->mantissa, a->weight ? a->weight + from : s->no_weights, to - from);
+  exponentials(R, g, s->mantissa, s->weight + (from - begin / UNIT * UNIT), to - from);
   for (int32_t i = 0; i < R; i++) {
     float sum = a->weight ? (float)g->weighted[i] : real_row_sum(a, g, i, begin, from, to);
     a->total[row + i] += g->gain[i] * sum;
@@ -207,7 +214,7 @@ INLINE int32_t rows_at_once(int32_t left) { return left >= ROWS ? ROWS : 2; }
 static void prepare_rows(const intfa_attend_tiles *a, state *s) {
   const int32_t d = a->head_dimension, stride = (int32_t)padded(d, QUERY_PIECE);
   memset(s->query, 0, (size_t)(padded(a->rows, 2) * stride));
-  memset(s->no_weights, 0, sizeof s->no_weights);
+  memset(s->weight, 0, sizeof s->weight);
   for (int32_t i = 0; i < 64; i++) s->mantissa[i] = (uint8_t)(power_table[i] >> 7);
   for (int32_t row = 0, count; row < a->rows; row += count) {
     count = rows_at_once(a->rows - row);
@@ -229,6 +236,7 @@ static void attend_tiles(const intfa_attend_tiles *a) {
   prepare_rows(a, s);
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
+    if (a->weight) order_weights(a->weight, begin, end, s->weight);
     for (int32_t row = 0, count; row < a->rows; row += count) {
       count = rows_at_once(a->rows - row);
       if (count == ROWS)

@@ -61,7 +61,6 @@ static bool has_avx512vnni(void) {
   {                                                      \
       .name = #set,                                      \
       .survey = intfa_survey__portable,                  \
-      .rotated_maxima = intfa_rotated_maxima__portable,  \
       .quantize = intfa_quantize__portable,              \
       .key_bytes = intfa_key_bytes__##set,               \
       .value_bytes = intfa_value_bytes__##set,           \
