@@ -187,6 +187,7 @@ int main(int count, char **arguments) {
   printf("\n");
   fflush(stdout);
   run_peaks(&sets);
+  compare_prepass(&sets);
   compare_attend_tiles(&sets);
   printf("%lld cases, %lld values compared, no difference\n", (long long)case_count,
          (long long)element_count);

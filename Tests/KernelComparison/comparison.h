@@ -59,4 +59,5 @@ void digest(const void *bytes, size_t count);
 
 // ---------------------------------------------------------------------------------- suites
 
+void compare_prepass(const kernel_sets *);
 void compare_attend_tiles(const kernel_sets *);

@@ -60,8 +60,8 @@ static bool has_avx512vnni(void) {
 #define NEON_KERNELS(set)                                \
   {                                                      \
       .name = #set,                                      \
-      .survey = intfa_survey__portable,                  \
-      .quantize = intfa_quantize__portable,              \
+      .survey = intfa_survey__neon,                      \
+      .quantize = intfa_quantize__neon,                  \
       .key_bytes = intfa_key_bytes__##set,               \
       .value_bytes = intfa_value_bytes__##set,           \
       .pack_keys = intfa_pack_keys__##set,               \
@@ -69,7 +69,7 @@ static bool has_avx512vnni(void) {
       .attend_tiles = intfa_attend_tiles__##set,         \
       .attend_running = intfa_attend_running__portable,  \
       .merge = intfa_merge__portable,                    \
-      .finish = intfa_finish__portable,                  \
+      .finish = intfa_finish__neon,                      \
       .peak = intfa_peak__##set,                         \
   }
 static const intfa_cpu_kernels neondotprod = NEON_KERNELS(neondotprod);

@@ -17,6 +17,10 @@ void intfa_pack_values__avx512vnni(const intfa_pack *);
 void intfa_attend_tiles__avx512vnni(const intfa_attend_tiles *);
 int64_t intfa_peak__avx512vnni(intfa_peak_kind, int64_t rounds);
 
+void intfa_survey__neon(const intfa_survey *);
+void intfa_quantize__neon(const intfa_quantize *);
+void intfa_finish__neon(const intfa_finish *);
+
 int64_t intfa_key_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
 int64_t intfa_value_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
 void intfa_pack_keys__neondotprod(const intfa_pack *);
