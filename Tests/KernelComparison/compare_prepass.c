@@ -5,8 +5,7 @@
 typedef struct {
   int32_t count, dimension, first;  // rows [first, count)
   intfa_format storage;
-  bool rotates, flag, other;  // flags as the kernel takes them
-  uint8_t bad;                // percent of cases with an element that is not finite
+  bool rotates, flag, other;  // sums, mean, log-sum-exp; row maxima, multipliers
 } problem;
 
 static int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
@@ -60,11 +59,16 @@ static void compare_survey(const problem *p, const kernel_sets *sets, generator 
              storage_names[p->storage], p->flag ? ", sums" : "", p->other ? ", row maxima" : "",
              p->rotates ? ", rotated" : "");
   intfa_rows rows = make_rows(p, g);
-  const bool is_bad = random_below(g, 4) == 0;
-  if (is_bad && p->storage == INTFA_FLOAT32) {
+  // Sometimes an element that is not finite, or one that reaches the limit exactly.
+  float limit = 0x1p60f;
+  if (p->storage == INTFA_FLOAT32) {
     const int64_t i = p->first + random_below(g, p->count - p->first);
-    float bad = random_below(g, 2) ? __builtin_nanf("") : -__builtin_inff();
-    ((float *)rows.base)[i * rows.stride + random_below(g, p->dimension)] = bad;
+    float *element = (float *)rows.base + i * rows.stride + random_below(g, p->dimension);
+    switch (random_below(g, 12)) {
+      case 0: *element = __builtin_nanf(""); break;
+      case 1: *element = -__builtin_inff(); break;
+      case 2: *element = -limit; break;
+    }
   }
   const int64_t count = p->count - p->first;
   const int64_t blocks = (count + INTFA_SUM_BLOCK - 1) / INTFA_SUM_BLOCK;
@@ -75,7 +79,7 @@ static void compare_survey(const problem *p, const kernel_sets *sets, generator 
         .begin = p->first,
         .end = p->count,
         .dimension = p->dimension,
-        .limit = 0x1p60f,
+        .limit = limit,
         .block_sums = p->flag ? take(sizeof(float) * (size_t)(blocks * p->dimension)) : NULL,
         .largest = take(sizeof(float)),
         .first_bad = take(sizeof(int64_t)),
