@@ -11,10 +11,10 @@ typedef struct {
 static int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 static const char *const storage_names[] = {"float32", "float16", "bfloat16"};
 
-// Bits of the storage format: ordinary numbers, zeros of both signs, subnormal, tiny and large ones.
-static uint32_t random_number(intfa_format storage, generator *g) {
+// Bits of the storage format: ordinary numbers below 4, and where wanted tiny, subnormal and large ones.
+static uint32_t random_number(intfa_format storage, bool extremes, generator *g) {
   const uint32_t sign = random_bits(g) & 1, fraction = random_bits(g);
-  const bool is_extreme = random_below(g, 24) == 0;
+  const bool is_extreme = random_below(g, 24) == 0 && extremes;
   switch (storage) {
     case INTFA_FLOAT16: {
       uint32_t exponent = (uint32_t)(is_extreme ? random_below(g, 31) : 12 + random_below(g, 5));
@@ -32,14 +32,14 @@ static uint32_t random_number(intfa_format storage, generator *g) {
 }
 
 // Rows that lie apart, as in a caller's tensor.
-static intfa_rows make_rows(const problem *p, generator *g) {
+static intfa_rows make_rows(const problem *p, bool extremes, generator *g) {
   const int64_t stride = p->dimension + random_below(g, 3);
   const size_t bytes = p->storage == INTFA_FLOAT32 ? 4 : 2;
   uint8_t *base = take((size_t)((p->count - 1) * stride + p->dimension) * bytes);
   for (int32_t i = 0; i < p->count; i++) {
     const bool is_zero = random_below(g, 20) == 0;
     for (int32_t c = 0; c < p->dimension; c++) {
-      uint32_t bits = is_zero ? 0 : random_number(p->storage, g);
+      uint32_t bits = is_zero ? 0 : random_number(p->storage, extremes, g);
       memcpy(base + (size_t)(i * stride + c) * bytes, &bits, bytes);  // little-endian
     }
   }
@@ -58,7 +58,7 @@ static void compare_survey(const problem *p, const kernel_sets *sets, generator 
   begin_case("survey, rows %d to %d, D %d, %s%s%s%s", p->first, p->count, p->dimension,
              storage_names[p->storage], p->flag ? ", sums" : "", p->other ? ", row maxima" : "",
              p->rotates ? ", rotated" : "");
-  intfa_rows rows = make_rows(p, g);
+  intfa_rows rows = make_rows(p, true, g);
   // Sometimes an element that is not finite, or one that reaches the limit exactly.
   float limit = 0x1p60f;
   if (p->storage == INTFA_FLOAT32) {
@@ -110,7 +110,8 @@ static void compare_quantize(const problem *p, const kernel_sets *sets, generato
   begin_case("quantize, rows %d to %d, D %d, %s%s%s%s, %d biases", p->first, p->count, p->dimension,
              storage_names[p->storage], p->flag ? ", mean" : "", p->other ? ", multipliers" : "",
              p->rotates ? ", rotated" : "", heads);
-  intfa_rows rows = make_rows(p, g);
+  // Multipliers are made from the largest magnitude, so that codes are never far out of range.
+  intfa_rows rows = make_rows(p, !p->other, g);
   const int64_t count = p->count - p->first, mean_stride = p->dimension + 1, bias_stride = p->count + 2;
   const float *mean = p->flag ? make_floats(p->dimension, -2, 2, g) : NULL;
   const float *multipliers = p->other ? make_floats(p->count, 0, 32, g) : NULL;
