@@ -6,19 +6,24 @@ struct Info: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Print version, processor, instruction sets, threads, GPU and cache directory.",
     discussion: """
-      JSON keys: version processor architecture processors threads instructionSets isa INTFA_ISA \
-      cacheDirectory gpu.
+      JSON keys: version processor architecture processors cores processorLimit threads \
+      instructionSets isa INTFA_ISA cacheDirectory gpu. Processors are those that the process may run \
+      on, cores the physical ones among them, processorLimit is what its control groups grant, \
+      threads what a call uses unless told otherwise.
       """
   )
 
   @OptionGroup(title: "Output") var output: OutputOptions
 
   func run() throws {
+    let processors = CPUProcessors.found
     var report = Report([
       Column("version", "intfa"),
       Column("processor", "processor"),
       Column("architecture", "architecture"),
       Column("processors", "processors"),
+      Column("cores", "cores"),
+      Column("processorLimit", "processor limit", .fixed(2)),
       Column("threads", "threads"),
       Column("instructionSets", "instruction sets"),
       Column("isa", "chosen"),
@@ -30,8 +35,10 @@ struct Info: ParsableCommand {
       .text(Intfa.version),
       .text(Machine.processorName),
       .text(Machine.architecture),
-      .integer(InstructionSet.processorCount),
-      .integer(ThreadPool.shared.threadCount),
+      .integer(processors.allowedCount),
+      .integer(processors.coreCount),
+      .optional(processors.timeLimit),
+      .integer(processors.threadCount),
       .list(InstructionSet.supported.map(\.rawValue)),
       chosen,
       Machine.environment("INTFA_ISA").map(Cell.text) ?? .none,

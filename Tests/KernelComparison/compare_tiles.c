@@ -15,15 +15,16 @@ typedef struct {
   score_kind scores;
   mask_kind mask;
   weight_kind weights;
-  bool int4_key, int4_value, caps;
+  bool int4_key, int4_value, caps, has_units;
 } problem;
 
-// What all sets read, in token order; per-key floats are NaN up to the next INTFA_PACK_UNIT tokens,
-// which kernels may read and must not use.
+// What all sets read: codes in token order, arrays over keys in units where a table says so. Beyond the
+// last key these are NaN, which kernels may read and must not use.
 typedef struct {
   int8_t *query, *key, *value, *weight;
   float *query_scale, *row_shift, *key_scale, *bias, *fold, *real_weight;
   intfa_visible visible;
+  int32_t *units;
 } operands;
 
 typedef struct {
@@ -53,24 +54,44 @@ static float bias(const problem *p, int64_t j, generator *g) {
 }
 
 static intfa_visible visible(const problem *p, generator *g) {
-  const int64_t offset = p->keys - p->rows;
+  const int32_t together = random_below(g, 3) ? 1 : 1 + random_below(g, 5);
+  const int64_t offset = p->keys - p->rows / together;
   switch (p->mask) {
-    case CAUSAL: return (intfa_visible){-1000, offset + 1, 1};
+    case CAUSAL: return (intfa_visible){-1000, offset + 1, 1, together};
     case WINDOW: {
       int64_t left = random_below(g, p->keys + 1), right = random_below(g, 20);
-      return (intfa_visible){offset - left, offset + right + 1, 1};
+      return (intfa_visible){offset - left, offset + right + 1, 1, together};
     }
     // The diagonal anywhere: rows that see nothing, and rows beyond the last key.
     case UNEVEN: {
       int64_t end = random_below(g, p->keys + p->rows) - p->rows + 1;
-      return (intfa_visible){end - 1 - random_below(g, 40), end, 1};
+      return (intfa_visible){end - 1 - random_below(g, 40), end, 1, together};
     }
-    default: return (intfa_visible){0, p->keys, 0};
+    default: return (intfa_visible){0, p->keys, 0, 1};
   }
 }
 
+// A unit more than needed, so that a table can leave one out.
+static int64_t capacity(const problem *p) {
+  return padded(p->keys, INTFA_PACK_UNIT) + (p->has_units ? INTFA_PACK_UNIT : 0);
+}
+static int64_t place(const operands *o, int64_t key) {
+  const int64_t unit = key / INTFA_PACK_UNIT;
+  return (o->units ? o->units[unit] : unit) * INTFA_PACK_UNIT + key % INTFA_PACK_UNIT;
+}
+static int32_t *make_units(const problem *p, generator *g) {
+  const int32_t count = (int32_t)(capacity(p) / INTFA_PACK_UNIT);
+  int32_t *units = take(sizeof(int32_t) * (size_t)count);
+  for (int32_t i = 0; i < count; i++) {
+    const int32_t other = random_below(g, i + 1);
+    units[i] = units[other];
+    units[other] = i;
+  }
+  return units;
+}
+
 static operands make_operands(const problem *p, generator *g) {
-  const size_t keys = (size_t)p->keys, unit = (size_t)padded(p->keys, INTFA_PACK_UNIT);
+  const size_t keys = (size_t)p->keys, unit = (size_t)capacity(p);
   operands o = {
       .query = take((size_t)(padded(p->rows, INTFA_ROW_UNIT) * p->d)),
       .key = take(keys * (size_t)p->d),
@@ -82,6 +103,7 @@ static operands make_operands(const problem *p, generator *g) {
       .bias = take(sizeof(float) * unit),
       .fold = take(sizeof(float) * unit),
       .real_weight = take(sizeof(float) * unit),
+      .units = p->has_units ? make_units(p, g) : NULL,
   };
   for (int64_t i = 0; i < (int64_t)p->rows * p->d; i++) o.query[i] = code(p, g);
   for (int64_t i = 0; i < (int64_t)keys * p->d; i++)
@@ -92,12 +114,13 @@ static operands make_operands(const problem *p, generator *g) {
     o.query_scale[r] = random_between(g, 1, 4) * (p->scores == LARGEST ? 0x1p-20f : 0x1p-7f);
     o.row_shift[r] = random_between(g, -200, 200);
   }
-  for (size_t j = 0; j < keys; j++) {
-    o.weight[j] = (int8_t)(p->scores == LARGEST ? 127 : 1 + random_below(g, 127));
-    o.key_scale[j] = p->scores == EQUAL ? 1 : random_between(g, 0, 2);
-    o.bias[j] = bias(p, (int64_t)j, g);
-    o.fold[j] = random_between(g, -400, 0);
-    o.real_weight[j] = random_between(g, 0, 127);
+  for (int64_t j = 0; j < p->keys; j++) {
+    const int64_t at = place(&o, j);
+    o.weight[at] = (int8_t)(p->scores == LARGEST ? 127 : 1 + random_below(g, 127));
+    o.key_scale[at] = p->scores == EQUAL ? 1 : random_between(g, 0, 2);
+    o.bias[at] = bias(p, j, g);
+    o.fold[at] = random_between(g, -400, 0);
+    o.real_weight[at] = random_between(g, 0, 127);
   }
   o.visible = visible(p, g);
   return o;
@@ -115,27 +138,26 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
   memset(x.out, 0, sizeof(float) * (size_t)(rows * stride));
   for (int64_t r = 0; r < rows; r++) x.total[r] = 0, x.reference[r] = -__builtin_inff();
 
+  const int64_t tokens = o->units ? capacity(p) : p->keys;
   intfa_pack keys = {
-      .codes = o->key,
-      .end = p->keys,
       .dimension = p->d,
       .int4 = p->int4_key,
-      .target = take((size_t)kernels->key_bytes(p->keys, p->d, p->int4_key)),
+      .target = take((size_t)kernels->key_bytes(tokens, p->d, p->int4_key)),
   };
   intfa_pack values = {
-      .codes = o->value,
-      .end = p->keys,
       .dimension = p->dv,
       .int4 = p->int4_value,
-      .target = take((size_t)kernels->value_bytes(p->keys, p->dv, p->int4_value)),
+      .target = take((size_t)kernels->value_bytes(tokens, p->dv, p->int4_value)),
   };
-  // In two pieces too.
-  for (int piece = 0; piece < 2; piece++) {
-    int64_t middle = p->keys / 2 / INTFA_PACK_UNIT * INTFA_PACK_UNIT;
-    keys.begin = values.begin = piece ? middle : 0;
-    keys.end = values.end = piece ? p->keys : middle;
-    keys.codes = o->key + keys.begin * p->d;
-    values.codes = o->value + values.begin * p->dv;
+  // Unit by unit where a table says where they go, else in two pieces.
+  const int64_t half = p->keys / 2 / INTFA_PACK_UNIT * INTFA_PACK_UNIT;
+  for (int64_t first = 0, stop; first < p->keys; first = stop) {
+    stop = o->units ? first + INTFA_PACK_UNIT : first < half ? half : p->keys;
+    if (stop > p->keys) stop = p->keys;
+    keys.begin = values.begin = place(o, first);
+    keys.end = values.end = keys.begin + stop - first;
+    keys.codes = o->key + first * p->d;
+    values.codes = o->value + first * p->dv;
     kernels->pack_keys(&keys);
     kernels->pack_values(&values);
   }
@@ -147,6 +169,7 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .first_tile = p->first_tile,
       .tile = p->tile,
       .visible = o->visible,
+      .units = o->units,
       .query = o->query,
       .query_scale = o->query_scale,
       .key = keys.target,
@@ -179,10 +202,11 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
 }
 
 static void compare(const problem *p, const kernel_sets *sets, generator *g) {
-  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s",
+  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s%s",
              p->rows, p->keys, p->d, p->dv, p->first_tile, p->tile, score_names[p->scores],
              mask_names[p->mask], weight_names[p->weights], p->int4_key ? ", int4 keys" : "",
-             p->int4_value ? ", int4 values" : "", p->caps ? ", softcap" : "");
+             p->int4_value ? ", int4 values" : "", p->caps ? ", softcap" : "",
+             p->has_units ? ", units" : "");
   operands o = make_operands(p, g);
   result expected = attend(p, &o, sets->kernels[0]);
   for (int i = 1; i < sets->count; i++) {
@@ -227,6 +251,7 @@ void compare_attend_tiles(const kernel_sets *sets) {
         .int4_key = random_below(&g, 6) == 0,
         .int4_value = random_below(&g, 6) == 0,
         .caps = random_below(&g, 4) == 0,
+        .has_units = random_below(&g, 3) == 0,
     };
     compare(&p, sets, &g);
   }

@@ -139,8 +139,8 @@ import Testing
     #expect(run.status == 0)
     #expect(
       run.firstKeys == [
-        "version", "processor", "architecture", "processors", "threads", "instructionSets", "isa",
-        "INTFA_ISA", "cacheDirectory", "gpu",
+        "version", "processor", "architecture", "processors", "cores", "processorLimit", "threads",
+        "instructionSets", "isa", "INTFA_ISA", "cacheDirectory", "gpu",
       ]
     )
     let object = try #require(run.objects().first)

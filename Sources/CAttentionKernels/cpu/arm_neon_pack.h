@@ -28,14 +28,23 @@ static int32_t padded_rows(const intfa_pack *a, int64_t first, int32_t width, in
   return count;
 }
 
+// The INT8 codes that `count` codes `stride` apart stand for when they share four bits' step.
+static void regroup(int8_t *codes, int32_t count, int32_t stride) {
+  const intfa_regrouping g = intfa_regroup(codes, count, stride);
+  for (int32_t i = 0; i < count; i++) {
+    const int32_t code = intfa_four_bits(codes[i * stride], g) * g.step + g.low;
+    codes[i * stride] = (int8_t)(code > 127 ? 127 : code < -127 ? -127 : code);
+  }
+}
+
 static void pack_keys(const intfa_pack *a) {
   const int32_t width = (int32_t)padded(a->dimension, QUERY_PIECE);
   int8_t rows[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION];
   for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
     const int32_t count = padded_rows(a, first, width, rows);
     for (int32_t t = 0; a->int4 && t < count; t += INTFA_KEY_GROUP)
-      intfa_regroup_keys(rows + t * width, count - t < INTFA_KEY_GROUP ? count - t : INTFA_KEY_GROUP,
-                         width);
+      for (int32_t c = 0; c < a->dimension; c++)
+        regroup(rows + t * width + c, count - t < INTFA_KEY_GROUP ? count - t : INTFA_KEY_GROUP, width);
     int8_t *target = (int8_t *)a->target + first * width;
     for (int32_t t = 0; t < INTFA_PACK_UNIT; t += 8)
       for (int32_t c = 0; c < width; c += KEY_PIECE)
@@ -50,7 +59,9 @@ static void pack_values(const intfa_pack *a) {
   for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
     const int32_t count = padded_rows(a, first, width, rows);
     for (int32_t t = 0; a->int4 && t < count; t++)
-      intfa_regroup_values(rows + t * width, a->dimension);
+      for (int32_t c = 0; c < a->dimension; c += INTFA_VALUE_GROUP)
+        regroup(rows + t * width + c,
+                a->dimension - c < INTFA_VALUE_GROUP ? a->dimension - c : INTFA_VALUE_GROUP, 1);
     int8_t *target = (int8_t *)a->target + first * width;
     for (int32_t t = 0; t < INTFA_PACK_UNIT; t += KEY_UNIT)
       for (int32_t c = 0; c < width; c += 8, target += 8 * KEY_UNIT)

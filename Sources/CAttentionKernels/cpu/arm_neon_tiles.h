@@ -29,10 +29,11 @@ INLINE void score(const int R, const intfa_attend_tiles *a, state *s, int32_t ro
     int32x4_t sum[GROUPS][VECTORS];
     UNROLL for (int i = 0; i < R / LANE_ROWS; i++)
       UNROLL for (int v = 0; v < VECTORS; v++) sum[i][v] = vdupq_n_s32(MAGIC_BITS);
-    multiply_keys(R, query, key + j * stride, stride, sum);
+    const int64_t at = key_place(a->units, j);
+    multiply_keys(R, query, key + at * stride, stride, sum);
     UNROLL for (int v = 0; v < VECTORS; v++) {
-      float32x4_t key_scale = key_lanes(key_scales + j + v * LANE_KEYS);
-      float32x4_t bias = key_lanes(biases + j + v * LANE_KEYS);
+      float32x4_t key_scale = key_lanes(key_scales + at + v * LANE_KEYS);
+      float32x4_t bias = key_lanes(biases + at + v * LANE_KEYS);
       UNROLL for (int i = 0; i < R / LANE_ROWS; i++) {
         float32x4_t x = vmulq_f32(float_of_sum(sum[i][v]), key_scale);
         x = vaddq_f32(vmulq_f32(x, vld1q_f32(scale + 4 * i)), bias);
@@ -50,10 +51,11 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, gr
     top[i] = vdupq_n_f32(-__builtin_inff());
     for (int64_t j = from; j < to; j += LANE_KEYS) {
       float *logit = g->logit[i] + (j - from) * LANE_ROWS;
+      const float *fold = a->fold + key_place(a->units, j);
       for (int32_t lane = 0; lane < 4; lane++) {
         int32_t r = row + i * LANE_ROWS + lane_row(lane);
         float shift = r < a->rows ? a->row_shift[r] : 0;
-        logit[lane] = soft_cap(logit[lane] + shift, a->softcap) + a->fold[j + lane_key(lane)];
+        logit[lane] = soft_cap(logit[lane] + shift, a->softcap) + fold[lane_key(lane)];
       }
       top[i] = vmaxnmq_f32(top[i], vld1q_f32(logit));
     }
@@ -120,7 +122,8 @@ static __attribute__((noinline)) float real_row_sum(const intfa_attend_tiles *a,
     float p = a->sums_codes ? (float)((power + 128) >> 8)
                             : real_power_table[steps & 63] *
                                   float_of((127u - (uint32_t)(steps >> 6)) << 23);
-    sums[(j - begin) % UNIT] += p * a->real_weight[j];
+    const float n = a->real_weight[key_place(a->units, j)];
+    sums[(j - begin) % UNIT] += p * n;
   }
   for (int32_t half = UNIT / 2; half > 0; half /= 2)
     for (int32_t l = 0; l < half; l++) sums[l] += sums[l + half];
@@ -154,15 +157,20 @@ INLINE void choose_gain(const int R, const intfa_attend_tiles *a, group *g, int3
 INLINE void add_values(const int R, const intfa_attend_tiles *a, const group *g, int32_t row,
                        int64_t from, int64_t to) {
   const int32_t width = (int32_t)padded(a->value_dimension, 8);
-  const int8_t *value = (const int8_t *)a->value + from * width;
   KEEP_LOOP for (int32_t c = 0; c < width; c += 8) {
     int32x4_t sum[GROUPS][VECTORS];
     UNROLL for (int i = 0; i < R / LANE_ROWS; i++) {
       int32x4_t start = vreinterpretq_s32_f32(row_lanes(g->start + i * LANE_ROWS));
       UNROLL for (int v = 0; v < VECTORS; v++) sum[i][v] = start;
     }
-    KEEP_LOOP for (int64_t u = 0; u < (to - from) / KEY_UNIT; u++)
-      multiply_values(R, g->p[u], value + (u * width + c) * KEY_UNIT, sum);
+    for (int64_t j = from, stop; j < to; j = stop) {
+      stop = (j / INTFA_PACK_UNIT + 1) * INTFA_PACK_UNIT;
+      stop = stop < to ? stop : to;
+      const int64_t place = key_place(a->units, j);
+      const int8_t *value = (const int8_t *)a->value + place * width + c * KEY_UNIT;
+      KEEP_LOOP for (; j < stop; j += KEY_UNIT, value += width * KEY_UNIT)
+        multiply_values(R, g->p[(j - from) / KEY_UNIT], value, sum);
+    }
     UNROLL for (int i = 0; i < R / LANE_ROWS; i++) {
       float32x4_t rows[LANE_ROWS][2];
       separate(sum[i], rows);
@@ -179,10 +187,10 @@ INLINE void add_values(const int R, const intfa_attend_tiles *a, const group *g,
 // ---------------------------------------------------------------------------------- the loop
 
 // n_j of the tile [begin, end) into the order of P, once for all rows.
-static void order_weights(const int8_t *weight, int64_t begin, int64_t end, int8_t *ordered) {
-  const int64_t origin = begin / UNIT * UNIT;
-  for (int64_t j = 0; j < padded(end, UNIT) - origin; j++)
-    ordered[j / KEY_UNIT * KEY_UNIT + weight_position((int32_t)(j % KEY_UNIT))] = weight[origin + j];
+static void order_weights(const intfa_attend_tiles *a, int64_t begin, int64_t end, int8_t *ordered) {
+  for (int64_t j = begin / UNIT * UNIT; j < padded(end, UNIT); j += KEY_UNIT, ordered += KEY_UNIT)
+    for (int32_t i = 0; i < KEY_UNIT; i++)
+      ordered[weight_position(i)] = a->weight[key_place(a->units, j) + i];
 }
 
 // R rows against the tile [begin, end).
@@ -236,7 +244,7 @@ static void attend_tiles(const intfa_attend_tiles *a) {
   prepare_rows(a, s);
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
-    if (a->weight) order_weights(a->weight, begin, end, s->weight);
+    if (a->weight) order_weights(a, begin, end, s->weight);
     for (int32_t row = 0, count; row < a->rows; row += count) {
       count = rows_at_once(a->rows - row);
       if (count == ROWS)

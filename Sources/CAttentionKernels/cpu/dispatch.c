@@ -1,10 +1,4 @@
-// Finds the kernels of an instruction set and what the process may use of the machine. The only
-// place that asks the processor.
-#ifdef __linux__
-#define _GNU_SOURCE
-#include <sched.h>
-#endif
-#include <unistd.h>
+// Finds the kernels of an instruction set. The only place that asks the processor what it can do.
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -106,13 +100,4 @@ const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa) {
 #endif
     default: return NULL;
   }
-}
-
-int32_t intfa_processor_count(void) {
-#ifdef __linux__
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
-#endif
-  long online = sysconf(_SC_NPROCESSORS_ONLN);
-  return online > 0 ? (int32_t)online : 1;
 }

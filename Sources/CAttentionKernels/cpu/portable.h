@@ -27,9 +27,14 @@ void intfa_unpack_keys__portable(const uint8_t *packed, int64_t begin, int64_t e
 void intfa_unpack_values__portable(const uint8_t *packed, int64_t begin, int64_t end,
                                    int32_t dimension, int8_t *codes);
 
-// The INT8 codes that four bits would stand for: of one group of at most 32 tokens, and of one token.
-void intfa_regroup_keys(int8_t *codes, int32_t count, int32_t dimension);
-void intfa_regroup_values(int8_t *codes, int32_t dimension);
+// Progressive four bits: a code stands for clamp(four bits * step + low, +-127).
+typedef struct {
+  int32_t low, step;
+} intfa_regrouping;
+// Step and offset of `count` INT8 codes that lie `stride` apart.
+intfa_regrouping intfa_regroup(const int8_t *codes, int32_t count, int32_t stride);
+// Nearest, ties to even, of (code - low) / step; 0...15 by the choice of the step.
+int32_t intfa_four_bits(int32_t code, intfa_regrouping g);
 
 #pragma GCC visibility pop
 
@@ -39,8 +44,16 @@ typedef struct {
 } key_range;
 
 static inline key_range visible_keys(const intfa_visible *v, int32_t r, int64_t begin, int64_t end) {
-  int64_t first = v->first + r * v->step, last = v->end + r * v->step;
+  const int64_t moved = r / v->rows_per_step * v->step;
+  const int64_t first = v->first + moved, last = v->end + moved;
   return (key_range){first > begin ? first : begin, last < end ? last : end};
+}
+// Where the arrays over keys hold the unit that `key` is in: INTFA_PACK_UNIT tokens from here.
+static inline int64_t unit_place(const int32_t *units, int64_t key) {
+  return units ? (int64_t)units[key / INTFA_PACK_UNIT] * INTFA_PACK_UNIT : key / INTFA_PACK_UNIT * INTFA_PACK_UNIT;
+}
+static inline int64_t key_place(const int32_t *units, int64_t key) {
+  return unit_place(units, key) + key % INTFA_PACK_UNIT;
 }
 static inline int64_t tile_end(int64_t begin, int64_t end, int32_t first_tile, int32_t tile) {
   int64_t stop = begin == 0 ? first_tile : begin + tile;

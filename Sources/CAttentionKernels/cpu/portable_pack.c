@@ -5,12 +5,7 @@
 // then a step and then an offset per 16 channels. A code stands for clamp(code * step + offset, +-127).
 #include "portable.h"
 
-typedef struct {
-  int32_t low, step;
-} regrouping;
-
-// Step and offset of `count` codes that lie `stride` apart.
-static regrouping regroup(const int8_t *codes, int32_t count, int32_t stride) {
+intfa_regrouping intfa_regroup(const int8_t *codes, int32_t count, int32_t stride) {
   int32_t low = 127, high = -127;
   for (int32_t i = 0; i < count; i++) {
     int32_t code = codes[i * stride];
@@ -18,10 +13,9 @@ static regrouping regroup(const int8_t *codes, int32_t count, int32_t stride) {
     high = code > high ? code : high;
   }
   int32_t step = (high - low + 14) / 15;
-  return (regrouping){low, step > 1 ? step : 1};
+  return (intfa_regrouping){low, step > 1 ? step : 1};
 }
-// Nearest, ties to even, of (code - low) / step; 0...15 by the choice of the step.
-static int32_t four_bits(int32_t code, regrouping g) {
+int32_t intfa_four_bits(int32_t code, intfa_regrouping g) {
   float q = round_to_step((float)(code - g.low) / (float)g.step, 12582912.0f);
   return (int32_t)(q > 15.0f ? 15.0f : q);
 }
@@ -34,12 +28,12 @@ static void pack_group(const int8_t *codes, int32_t count, int32_t dimension, ui
   uint8_t *steps = target + (int64_t)dimension * INTFA_KEY_GROUP / 2, *offsets = steps + dimension;
   memset(target, 0, (size_t)dimension * INTFA_KEY_GROUP / 2);
   for (int32_t c = 0; c < dimension; c++) {
-    regrouping g = regroup(codes + c, count, dimension);
+    intfa_regrouping g = intfa_regroup(codes + c, count, dimension);
     steps[c] = (uint8_t)g.step;
     offsets[c] = (uint8_t)(int8_t)g.low;
     for (int32_t t = 0; t < count; t++)
       target[c * (INTFA_KEY_GROUP / 2) + t / 2] |=
-          (uint8_t)(four_bits(codes[t * dimension + c], g) << (t % 2 * 4));
+          (uint8_t)(intfa_four_bits(codes[t * dimension + c], g) << (t % 2 * 4));
   }
 }
 
@@ -57,11 +51,11 @@ static void pack_token(const int8_t *codes, int32_t dimension, uint8_t *target) 
   for (int32_t group = 0; group < groups; group++) {
     int32_t begin = group * INTFA_VALUE_GROUP, end = begin + INTFA_VALUE_GROUP;
     end = end < dimension ? end : dimension;
-    regrouping g = regroup(codes + begin, end - begin, 1);
+    intfa_regrouping g = intfa_regroup(codes + begin, end - begin, 1);
     steps[group] = (uint8_t)g.step;
     offsets[group] = (uint8_t)(int8_t)g.low;
     for (int32_t c = begin; c < end; c++)
-      target[c / 2] |= (uint8_t)(four_bits(codes[c], g) << (c % 2 * 4));
+      target[c / 2] |= (uint8_t)(intfa_four_bits(codes[c], g) << (c % 2 * 4));
   }
 }
 
@@ -93,25 +87,6 @@ void intfa_unpack_values__portable(const uint8_t *packed, int64_t begin, int64_t
     for (int32_t c = 0; c < dimension; c++)
       codes[c] = decoded(token[c / 2] >> (c % 2 * 4) & 15, steps[c / INTFA_VALUE_GROUP],
                          offsets[c / INTFA_VALUE_GROUP]);
-  }
-}
-
-void intfa_regroup_keys(int8_t *codes, int32_t count, int32_t dimension) {
-  for (int32_t c = 0; c < dimension; c++) {
-    regrouping g = regroup(codes + c, count, dimension);
-    for (int32_t t = 0; t < count; t++) {
-      int8_t *code = codes + t * dimension + c;
-      *code = decoded(four_bits(*code, g), g.step, g.low);
-    }
-  }
-}
-
-void intfa_regroup_values(int8_t *codes, int32_t dimension) {
-  for (int32_t begin = 0; begin < dimension; begin += INTFA_VALUE_GROUP) {
-    int32_t end = begin + INTFA_VALUE_GROUP < dimension ? begin + INTFA_VALUE_GROUP : dimension;
-    regrouping g = regroup(codes + begin, end - begin, 1);
-    for (int32_t c = begin; c < end; c++)
-      codes[c] = decoded(four_bits(codes[c], g), g.step, g.low);
   }
 }
 

@@ -18,46 +18,52 @@ static int32_t dot_int8(const int8_t *a, const int8_t *b, int32_t count) {
   return sum;
 }
 
+// One tile of keys and values, token by token: where it lies, or gathered and unpacked.
 typedef struct {
-  int8_t key[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
-  int8_t value[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
-} unpacked_tile;
+  const int8_t *key, *value, *weight;
+  const float *key_scale, *bias, *fold, *real_weight;
+} tile_operands;
 
-// One row against the keys [begin, end) of the tile that starts at `first`. key and value point at
-// the tile's first token.
+typedef struct {
+  int8_t key[INTFA_MAX_TILE * INTFA_MAX_DIMENSION], value[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];
+  int8_t weight[INTFA_MAX_TILE];
+  float key_scale[INTFA_MAX_TILE], bias[INTFA_MAX_TILE], fold[INTFA_MAX_TILE], real_weight[INTFA_MAX_TILE];
+} gathered_tile;
+_Static_assert(sizeof(gathered_tile) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
+               "fits intfa_scratch_bytes");
+
+// One row against the keys `seen` of the tile that starts at `first`.
 static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, key_range seen,
-                       const int8_t *key, const int8_t *value) {
-  const int32_t count = (int32_t)(seen.end - seen.begin), dimension = a->value_dimension;
+                       const tile_operands *t) {
+  const int32_t begin = (int32_t)(seen.begin - first), end = (int32_t)(seen.end - first);
+  const int32_t dimension = a->value_dimension;
   float logits[INTFA_MAX_TILE], top = -1e30f;
   int32_t acc[INTFA_MAX_DIMENSION], weighted = 0;
   uint8_t p[INTFA_MAX_TILE];
   const int8_t *q = a->query + (int64_t)r * a->head_dimension;
-  key += (seen.begin - first) * a->head_dimension;
-  value += (seen.begin - first) * dimension;
 
-  for (int32_t j = 0; j < count; j++) {
-    int32_t product = dot_int8(q, key + (int64_t)j * a->head_dimension, a->head_dimension);
-    float s = (float)product * a->key_scale[seen.begin + j];
-    s = s * a->query_scale[r] + a->bias[seen.begin + j];
-    if (a->softcap > 0)
-      s = soft_cap(s + a->row_shift[r], a->softcap) + a->fold[seen.begin + j];
+  for (int32_t j = begin; j < end; j++) {
+    int32_t product = dot_int8(q, t->key + (int64_t)j * a->head_dimension, a->head_dimension);
+    float s = (float)product * t->key_scale[j];
+    s = s * a->query_scale[r] + t->bias[j];
+    if (a->softcap > 0) s = soft_cap(s + a->row_shift[r], a->softcap) + t->fold[j];
     logits[j] = s;
     top = s > top ? s : top;
   }
 
   float real_sum = 0, lane[16] = {0};
-  for (int32_t j = 0; j < count; j++) {
+  for (int32_t j = begin; j < end; j++) {
     float distance = top - logits[j];
     distance = distance < 2047.0f ? distance : 2047.0f;
     int32_t steps = (int32_t)round_to_step(distance, 12582912.0f);
     uint32_t power = (uint32_t)power_table[steps & 63] >> (steps >> 6);
     p[j] = (uint8_t)((power + 128) >> 8);
     if (a->weight) {
-      weighted += p[j] * a->weight[seen.begin + j];
+      weighted += p[j] * t->weight[j];
     } else {
       float exact_p = real_power_table[steps & 63] * float_of((127u - (uint32_t)(steps >> 6)) << 23);
       float summed = a->sums_codes ? (float)p[j] : exact_p;
-      lane[(seen.begin - first + j) % 16] += summed * a->real_weight[seen.begin + j];
+      lane[j % 16] += summed * t->real_weight[j];
     }
   }
   if (!a->weight) {
@@ -67,10 +73,10 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
   }
 
   memset(acc, 0, sizeof(int32_t) * dimension);
-  for (int32_t j = 0; j < count; j++) {
+  for (int32_t j = begin; j < end; j++) {
     const int16_t weight = p[j];
     if (weight == 0) continue;
-    const int8_t *v = value + (int64_t)j * dimension;
+    const int8_t *v = t->value + (int64_t)j * dimension;
     for (int32_t c = 0; c < dimension; c++) acc[c] += (int16_t)(weight * v[c]);
   }
 
@@ -80,23 +86,43 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
   for (int32_t c = 0; c < dimension; c++) out[c] += gain * (float)acc[c];
 }
 
+// Copies tokens [begin, end) of one unit into their place in the tile.
+static void gather(const intfa_attend_tiles *a, int64_t begin, int64_t end, int32_t at,
+                   gathered_tile *tile) {
+  const int64_t place = key_place(a->units, begin), stop = place + (end - begin);
+  const int32_t d = a->head_dimension, dv = a->value_dimension;
+  const size_t count = (size_t)(end - begin), floats = sizeof(float) * count;
+  if (a->int4_key)
+    intfa_unpack_keys__portable(a->key, place, stop, d, tile->key + at * d);
+  else
+    memcpy(tile->key + at * d, (const int8_t *)a->key + place * d, count * (size_t)d);
+  if (a->int4_value)
+    intfa_unpack_values__portable(a->value, place, stop, dv, tile->value + at * dv);
+  else
+    memcpy(tile->value + at * dv, (const int8_t *)a->value + place * dv, count * (size_t)dv);
+  memcpy(tile->key_scale + at, a->key_scale + place, floats);
+  memcpy(tile->bias + at, a->bias + place, floats);
+  if (a->softcap > 0) memcpy(tile->fold + at, a->fold + place, floats);
+  if (a->weight)
+    memcpy(tile->weight + at, a->weight + place, count);
+  else
+    memcpy(tile->real_weight + at, a->real_weight + place, floats);
+}
+
 void intfa_attend_tiles__portable(const intfa_attend_tiles *a) {
-  unpacked_tile *unpacked = a->scratch;
+  gathered_tile *tile = a->scratch;
+  const tile_operands t = {tile->key,  tile->value, tile->weight,     tile->key_scale,
+                           tile->bias, tile->fold,  tile->real_weight};
   for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
     end = tile_end(begin, a->key_end, a->first_tile, a->tile);
-    const int8_t *key = (const int8_t *)a->key + begin * a->head_dimension;
-    const int8_t *value = (const int8_t *)a->value + begin * a->value_dimension;
-    if (a->int4_key) {
-      intfa_unpack_keys__portable(a->key, begin, end, a->head_dimension, unpacked->key);
-      key = unpacked->key;
-    }
-    if (a->int4_value) {
-      intfa_unpack_values__portable(a->value, begin, end, a->value_dimension, unpacked->value);
-      value = unpacked->value;
+    for (int64_t key = begin, stop; key < end; key = stop) {
+      stop = (key / INTFA_PACK_UNIT + 1) * INTFA_PACK_UNIT;
+      stop = stop < end ? stop : end;
+      gather(a, key, stop, (int32_t)(key - begin), tile);
     }
     for (int32_t r = 0; r < a->rows; r++) {
       key_range seen = visible_keys(&a->visible, r, begin, end);
-      if (seen.begin < seen.end) attend_row(a, r, begin, seen, key, value);
+      if (seen.begin < seen.end) attend_row(a, r, begin, seen, &t);
     }
   }
 }

@@ -42,21 +42,28 @@ typedef struct {
 typedef struct {
   group groups[2];
   _Alignas(64) uint16_t power[64];
-  _Alignas(64) int8_t weight[INTFA_MAX_TILE];  // n_j of the tile in the order of p; zeros for real n_j
+  // Of the tile: scales, biases, and n_j in the order of p, or zeros where they are real.
+  _Alignas(64) float key_scale[INTFA_MAX_TILE], bias[INTFA_MAX_TILE];
+  _Alignas(64) int8_t weight[INTFA_MAX_TILE];
   _Alignas(64) int32_t start[INTFA_MAX_ROWS];
   _Alignas(64) float scale[INTFA_MAX_ROWS], shift[INTFA_MAX_ROWS];
   const int8_t *query;  // [rows][stride]: the caller's, or the next where D is no multiple of four
   _Alignas(64) int8_t padded_query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION];
+  // Codes of a tile that is stored in four bits.
+  _Alignas(64) uint8_t key[SUBS][KEYS * INTFA_MAX_DIMENSION];
+  _Alignas(64) int8_t value[SUBS][KEYS * INTFA_MAX_DIMENSION];
 } state;
 _Static_assert(sizeof(state) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
                "fits intfa_scratch_bytes");
 
-// One tile of keys and values, and how far its rows go.
+// One tile of keys and values.
 typedef struct {
   int64_t begin, end;
-  const uint8_t *key;
-  const int8_t *value;
   int32_t stride, width;  // channels of a packed query row and key; of a packed value row
+  // Per sub-tile: INT8 codes, and where arrays over keys hold it.
+  const uint8_t *key[SUBS];
+  const int8_t *value[SUBS];
+  int64_t place[SUBS];
 } tile_operands;
 
 // Keeps the order of the multiplies and of the work between them as written, at no instruction.
@@ -89,13 +96,12 @@ INLINE void store_weights(__m512i first, __m512i second, const int8_t *n, uint8_
   _mm512_store_si512(p, bytes);
   _mm512_store_si512(sum, _mm512_dpbusd_epi32(_mm512_load_si512(sum), bytes, _mm512_load_si512(n)));
 }
-// Unit 0...15 of the exponentials of a sub-tile: a quarter of a row's.
-INLINE void exponential_unit(group *g, int32_t sub, int unit, const state *s, __m512i *first,
-                             __m512i *second) {
-  const int row = unit / 4;
+// A quarter of the exponentials of 64 keys of one row.
+INLINE void exponential_unit(group *g, int32_t sub, int32_t row, int quarter, const state *s,
+                             __m512i *first, __m512i *second) {
   const float *logit = g->logit[sub][row];
   const __m512 top = _mm512_set1_ps(g->top[row]);
-  switch (unit % 4) {
+  switch (quarter) {
     case 0: *first = exponent_steps(logit, top); break;
     case 1: *second = exponent_steps(logit + 32, top); break;
     case 2: *first = power_of_two(s->power, *first), *second = power_of_two(s->power, *second); break;
@@ -104,7 +110,9 @@ INLINE void exponential_unit(group *g, int32_t sub, int unit, const state *s, __
 }
 INLINE void exponentials(group *g, int32_t sub, const state *s) {
   __m512i first, second;
-  UNROLL for (int unit = 0; unit < UNITS; unit++) exponential_unit(g, sub, unit, s, &first, &second);
+  KEEP_LOOP for (int32_t row = 0; row < ROWS; row++)
+    UNROLL for (int quarter = 0; quarter < 4; quarter++)
+      exponential_unit(g, sub, row, quarter, s, &first, &second);
 }
 
 // ---------------------------------------------------------------------------------- scores
@@ -122,24 +130,23 @@ INLINE void score_step(const int columns, const int8_t *q, int32_t stride, const
   }
 }
 
-// Logits of 16 keys of one row, unit = 4 * row + column, and the maximum over the columns so far.
-INLINE void logit_unit(const intfa_attend_tiles *a, group *g, int32_t sub, int unit, int64_t begin,
+// Logits of a quarter of 64 keys of one row, and the maximum over the quarters so far.
+INLINE void logit_unit(const state *s, group *g, int32_t sub, int32_t row, int quarter,
                        const float *query_scale, __m512 *top) {
-  const int i = unit / 4, j = unit % 4;
-  const int64_t key = begin + sub * KEYS + 16 * j;
-  __m512 x = _mm512_cvtepi32_ps(_mm512_load_si512(g->product[sub][i] + 16 * j));
-  x = _mm512_mul_ps(x, _mm512_loadu_ps(a->key_scale + key));
-  x = _mm512_mul_ps(x, _mm512_set1_ps(query_scale[i]));
-  x = _mm512_add_ps(x, _mm512_loadu_ps(a->bias + key));
-  _mm512_store_ps(g->logit[sub][i] + 16 * j, x);
-  *top = j == 0 ? x : _mm512_max_ps(*top, x);
-  if (j == 3) _mm512_store_ps(g->top_lanes[sub][i], *top);
+  const int32_t key = sub * KEYS + 16 * quarter;
+  __m512 x = _mm512_cvtepi32_ps(_mm512_load_si512(g->product[sub][row] + 16 * quarter));
+  x = _mm512_mul_ps(x, _mm512_load_ps(s->key_scale + key));
+  x = _mm512_mul_ps(x, _mm512_set1_ps(query_scale[row]));
+  x = _mm512_add_ps(x, _mm512_load_ps(s->bias + key));
+  _mm512_store_ps(g->logit[sub][row] + 16 * quarter, x);
+  *top = quarter == 0 ? x : _mm512_max_ps(*top, x);
+  if (quarter == 3) _mm512_store_ps(g->top_lanes[sub][row], *top);
 }
-INLINE void logits(const intfa_attend_tiles *a, group *g, int32_t sub, int64_t begin,
-                   const float *query_scale) {
+INLINE void logits(const state *s, group *g, int32_t sub, const float *query_scale) {
   __m512 top;
-  UNROLL for (int unit = 0; unit < UNITS; unit++)
-    logit_unit(a, g, sub, unit, begin, query_scale, &top);
+  KEEP_LOOP for (int32_t row = 0; row < ROWS; row++)
+    UNROLL for (int quarter = 0; quarter < 4; quarter++)
+      logit_unit(s, g, sub, row, quarter, query_scale, &top);
 }
 
 // Products of sub-tile `sub` of the four rows from `row` into `g`. In their shadow, where asked, the
@@ -151,23 +158,24 @@ INLINE void score(const int32_t D, const int columns, const bool with_earlier, c
                   int32_t sub, group *g, group *earlier) {
   const int32_t stride = D ? D : t->stride;
   const int8_t *q = s->query + (int64_t)row * stride;
-  const uint8_t *key = t->key + (int64_t)sub * KEYS * stride;
+  const uint8_t *key = t->key[sub];
   __m512i acc[ROWS][4], first, second;
   __m512 top;
   UNROLL for (int i = 0; i < ROWS; i++)
     UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_set1_epi32(s->start[row + i]);
-  UNROLL for (int unit = 0; unit < UNITS; unit++) {
-    if (D) {
-      UNROLL for (int step = 0; step < D / 64; step++, q += 4, key += 4 * KEYS)
-        score_step(columns, q, stride, key, acc);
-    } else {
-      const int8_t *last = s->query + (int64_t)row * stride + stride * (unit + 1) / UNITS / 4 * 4;
-      KEEP_LOOP for (; q < last; q += 4, key += 4 * KEYS) score_step(columns, q, stride, key, acc);
+  KEEP_LOOP for (int32_t r = 0; r < ROWS; r++)
+    UNROLL for (int quarter = 0; quarter < 4; quarter++) {
+      if (D) {
+        UNROLL for (int step = 0; step < D / 64; step++, q += 4, key += 4 * KEYS)
+          score_step(columns, q, stride, key, acc);
+      } else {
+        const int8_t *last = s->query + (int64_t)row * stride + stride * (4 * r + quarter + 1) / UNITS / 4 * 4;
+        KEEP_LOOP for (; q < last; q += 4, key += 4 * KEYS) score_step(columns, q, stride, key, acc);
+      }
+      IN_ORDER(acc);
+      if (with_earlier) exponential_unit(earlier, sub, r, quarter, s, &first, &second);
+      if (with_logits) logit_unit(s, g, 0, r, quarter, s->scale + row, &top);
     }
-    IN_ORDER(acc);
-    if (with_earlier) exponential_unit(earlier, sub, unit, s, &first, &second);
-    if (with_logits) logit_unit(a, g, 0, unit, t->begin, s->scale + row, &top);
-  }
   UNROLL for (int i = 0; i < ROWS; i++)
     UNROLL for (int j = 0; j < columns; j++)
       _mm512_store_si512(g->product[sub][i] + 16 * j, acc[i][j]);
@@ -202,12 +210,12 @@ static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, g
 }
 
 static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, const state *s, group *g,
-                                                 int32_t row, int64_t begin, int32_t subs) {
+                                                 int32_t row, const tile_operands *t, int32_t subs) {
   for (int32_t sub = 0; sub < subs; sub++)
     for (int32_t i = 0; i < ROWS; i++) {
       float *logit = g->logit[sub][i];
       for (int32_t j = 0; j < KEYS; j++)
-        logit[j] = soft_cap(logit[j] + s->shift[row + i], a->softcap) + a->fold[begin + sub * KEYS + j];
+        logit[j] = soft_cap(logit[j] + s->shift[row + i], a->softcap) + a->fold[t->place[sub] + j];
       __m512 top = _mm512_load_ps(logit);
       for (int32_t j = 16; j < KEYS; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(logit + j));
       _mm512_store_ps(g->top_lanes[sub][i], top);
@@ -218,7 +226,7 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, co
 
 // Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them.
 static __attribute__((noinline)) __m128 real_row_sums(const intfa_attend_tiles *a, const group *g,
-                                                      int64_t begin, int32_t subs) {
+                                                      const tile_operands *t, int32_t subs) {
   _Alignas(16) float sums[ROWS];
   const __m512 none = _mm512_set1_ps(-__builtin_inff());
   for (int32_t i = 0; i < ROWS; i++) {
@@ -239,7 +247,7 @@ static __attribute__((noinline)) __m128 real_row_sums(const intfa_attend_tiles *
         p = _mm512_mul_ps(_mm512_i32gather_ps(index, real_power_table, 4), _mm512_castsi512_ps(exponent));
       }
       __mmask16 seen = _mm512_cmp_ps_mask(logit, none, _CMP_NEQ_OQ);
-      __m512 n = _mm512_maskz_loadu_ps(seen, a->real_weight + begin + j);
+      __m512 n = _mm512_maskz_loadu_ps(seen, a->real_weight + t->place[j / KEYS] + j % KEYS);
       lanes = _mm512_mask_add_ps(lanes, seen, lanes, _mm512_mul_ps(p, n));
     }
     sums[i] = sum_of_lanes(lanes);
@@ -285,7 +293,7 @@ INLINE void choose_gain(const intfa_attend_tiles *a, group *g, int32_t row, int3
 // ---------------------------------------------------------------------------------- values
 
 // total += gain * sum for the four rows of a group.
-INLINE void add_totals(const intfa_attend_tiles *a, group *g, int32_t row, int64_t begin,
+INLINE void add_totals(const intfa_attend_tiles *a, group *g, int32_t row, const tile_operands *t,
                        int32_t subs) {
   __m128 sum;
   if (a->weight) {
@@ -296,25 +304,24 @@ INLINE void add_totals(const intfa_attend_tiles *a, group *g, int32_t row, int64
     }
     sum = _mm_cvtepi32_ps(four_sums(sums));
   } else {
-    sum = real_row_sums(a, g, begin, subs);
+    sum = real_row_sums(a, g, t, subs);
   }
   __m128 total = _mm_loadu_ps(a->total + row);
   _mm_storeu_ps(a->total + row, _mm_add_ps(total, _mm_mul_ps(_mm_load_ps(g->gain), sum)));
 }
 
-// Four keys of 4 rows x 64 channels.
-INLINE void value_step(const group *g, int32_t sub, int32_t four, const int8_t *v,
-                       __m512i acc[ROWS][4]) {
+// Four keys of 4 rows x 64 channels; p holds the four weights of the first row.
+INLINE void value_step(const uint8_t *p, const int8_t *v, __m512i acc[ROWS][4]) {
   const __m512i v0 = _mm512_load_si512(v), v1 = _mm512_load_si512(v + 64);
   const __m512i v2 = _mm512_load_si512(v + 128), v3 = _mm512_load_si512(v + 192);
   UNROLL for (int i = 0; i < ROWS; i++) {
-    int32_t weights;
-    memcpy(&weights, g->p[sub][i] + p_offset(four), sizeof weights);
-    const __m512i p = _mm512_set1_epi32(weights);
-    acc[i][0] = _mm512_dpbusd_epi32(acc[i][0], p, v0);
-    acc[i][1] = _mm512_dpbusd_epi32(acc[i][1], p, v1);
-    acc[i][2] = _mm512_dpbusd_epi32(acc[i][2], p, v2);
-    acc[i][3] = _mm512_dpbusd_epi32(acc[i][3], p, v3);
+    int32_t four;
+    memcpy(&four, p + i * KEYS, sizeof four);
+    const __m512i weights = _mm512_set1_epi32(four);
+    acc[i][0] = _mm512_dpbusd_epi32(acc[i][0], weights, v0);
+    acc[i][1] = _mm512_dpbusd_epi32(acc[i][1], weights, v1);
+    acc[i][2] = _mm512_dpbusd_epi32(acc[i][2], weights, v2);
+    acc[i][3] = _mm512_dpbusd_epi32(acc[i][3], weights, v3);
   }
 }
 INLINE void clear_sums(__m512i acc[ROWS][4]) {
@@ -340,14 +347,18 @@ INLINE void values_beside_logits(const int32_t subs, const intfa_attend_tiles *a
                                  int32_t next_row) {
   __m512i acc[ROWS][4];
   __m512 top;
+  const int64_t step = 4 * t->width;
   clear_sums(acc);
-  UNROLL for (int slot = 0; slot < subs * UNITS; slot++) {
-    value_step(g, slot / UNITS, slot % UNITS, t->value + (int64_t)slot * 4 * t->width, acc);
+  const int8_t *v = NULL;
+  UNROLL for (int slot = 0; slot < subs * UNITS; slot++, v += step) {
+    const int sub = slot / UNITS, four = slot % UNITS;
+    if (four == 0) v = t->value[sub];
+    value_step(g->p[sub][0] + p_offset(four), v, acc);
     IN_ORDER(acc);
     // Two units every three slots leave time for the products' stores and for the gain.
     const int unit = subs == 1 ? slot : (slot - 2) / 3 * 2 + (slot - 2) % 3;
     if (subs == 1 || (slot >= 2 && (slot - 2) % 3 != 2 && unit < UNITS))
-      logit_unit(a, next, subs - 1, unit, t->begin, s->scale + next_row, &top);
+      logit_unit(s, next, subs - 1, unit / 4, unit % 4, s->scale + next_row, &top);
   }
   choose_gain(a, next, next_row, subs);
   drain(g, acc, a->out + row * a->out_stride, a->out_stride);
@@ -356,15 +367,19 @@ INLINE void values_beside_logits(const int32_t subs, const intfa_attend_tiles *a
 // Channels from `first_channel` of the values of a group that sees `fours` times four keys.
 INLINE void values(const intfa_attend_tiles *a, const tile_operands *t, const group *g, int32_t row,
                    int32_t fours, int32_t first_channel) {
+  const int64_t step = 4 * t->width;
   KEEP_LOOP for (int32_t c = first_channel; c < t->width; c += 64) {
     __m512i acc[ROWS][4];
     clear_sums(acc);
-    const int8_t *v = t->value + 4 * c;
-    KEEP_LOOP for (int32_t sub = 0; sub < fours / UNITS; sub++)
-      UNROLL for (int32_t four = 0; four < UNITS; four++, v += 4 * t->width)
-        value_step(g, sub, four, v, acc);
-    KEEP_LOOP for (int32_t four = 0; four < fours % UNITS; four++, v += 4 * t->width)
-      value_step(g, fours / UNITS, four, v, acc);
+    const int32_t whole = fours / UNITS;
+    KEEP_LOOP for (int32_t sub = 0; sub < whole; sub++) {
+      const int8_t *v = t->value[sub] + 4 * c;
+      UNROLL for (int32_t four = 0; four < UNITS; four++, v += step)
+        value_step(g->p[sub][0] + p_offset(four), v, acc);
+    }
+    const int8_t *v = t->value[whole % SUBS] + 4 * c;
+    KEEP_LOOP for (int32_t four = 0; four < fours % UNITS; four++, v += step)
+      value_step(g->p[whole][0] + p_offset(four), v, acc);
     drain(g, acc, a->out + row * a->out_stride + c, a->out_stride);
   }
 }
@@ -410,7 +425,7 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
   const int32_t last = seen.subs - 1;
   score_sub_tile(D, false, a, s, t, row, seen, 0, g, earlier_seen.subs, earlier);
   if (last) score_sub_tile(D, true, a, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
-  if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t->begin, earlier_seen.subs);
+  if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t, earlier_seen.subs);
   if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0) {
     if (last)
       values_beside_logits(2, a, s, t, earlier, earlier_row, g, row);
@@ -419,11 +434,40 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
     values(a, t, earlier, earlier_row, earlier_seen.fours, 64);
     return;
   }
-  logits(a, g, last, t->begin, s->scale + row);
-  if (a->softcap > 0) cap_logits(a, s, g, row, t->begin, seen.subs);
+  logits(s, g, last, s->scale + row);
+  if (a->softcap > 0) cap_logits(a, s, g, row, t, seen.subs);
   if (!seen.is_whole) mask_logits(a, g, row, t, seen.subs);
   choose_gain(a, g, row, seen.subs);
   if (earlier_seen.subs) values(a, t, earlier, earlier_row, earlier_seen.fours, 0);
+}
+
+// The INT8 codes of a tile, where they lie or unpacked, and a copy of its scales, biases and weights:
+// what every row reads stands at fixed places.
+static void find_tile(const intfa_attend_tiles *a, state *s, tile_operands *t) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const int64_t key_unit = a->int4_key ? int4_key_unit_bytes(t->stride) : KEYS * t->stride;
+  const int64_t value_unit = a->int4_value ? int4_value_unit_bytes(t->width) : KEYS * t->width;
+  for (int32_t sub = 0; t->begin + sub * KEYS < t->end; sub++) {
+    const int64_t place = unit_place(a->units, t->begin + sub * KEYS);
+    const uint8_t *key = (const uint8_t *)a->key + place / KEYS * key_unit;
+    const uint8_t *value = (const uint8_t *)a->value + place / KEYS * value_unit;
+    t->place[sub] = place;
+    t->key[sub] = key;
+    t->value[sub] = (const int8_t *)value;
+    if (a->int4_key) {
+      t->key[sub] = s->key[sub];
+      intfa_unpack_key_unit__avx512vnni(key, t->stride, s->key[sub]);
+    }
+    if (a->int4_value) {
+      t->value[sub] = s->value[sub];
+      intfa_unpack_value_unit__avx512vnni(value, t->width, s->value[sub]);
+    }
+    memcpy(s->key_scale + sub * KEYS, a->key_scale + place, sizeof(float) * KEYS);
+    memcpy(s->bias + sub * KEYS, a->bias + place, sizeof(float) * KEYS);
+    if (a->weight)
+      _mm512_store_si512(s->weight + sub * KEYS,
+                         _mm512_permutexvar_epi32(order, _mm512_loadu_si512(a->weight + place)));
+  }
 }
 
 // All rows against a tile.
@@ -432,12 +476,6 @@ INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s,
   group *g = &s->groups[0], *earlier = &s->groups[1];
   int32_t earlier_row = 0;
   extent earlier_seen = {0};
-  if (a->weight) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int32_t j = 0; j < t->end - t->begin; j += KEYS)
-      _mm512_store_si512(s->weight + j, _mm512_permutexvar_epi32(
-                                            order, _mm512_loadu_si512(a->weight + t->begin + j)));
-  }
   for (int32_t row = 0; row < a->rows; row += ROWS) {
     const extent seen = extent_of(a, t, row);
     if (!seen.subs) continue;
@@ -447,7 +485,7 @@ INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s,
   }
   if (!earlier_seen.subs) return;
   for (int32_t sub = 0; sub < earlier_seen.subs; sub++) exponentials(earlier, sub, s);
-  add_totals(a, earlier, earlier_row, t->begin, earlier_seen.subs);
+  add_totals(a, earlier, earlier_row, t, earlier_seen.subs);
   values(a, t, earlier, earlier_row, earlier_seen.fours, 0);
 }
 
@@ -491,8 +529,7 @@ INLINE void attend(const int32_t D, const intfa_attend_tiles *a) {
   prepare(a, s, t.stride);
   for (t.begin = a->key_begin; t.begin < a->key_end; t.begin = t.end) {
     t.end = tile_end(t.begin, a->key_end, a->first_tile, a->tile);
-    t.key = (const uint8_t *)a->key + t.begin * t.stride;
-    t.value = (const int8_t *)a->value + t.begin * t.width;
+    find_tile(a, s, &t);
     attend_tile(D, a, s, &t);
   }
 }

@@ -19,6 +19,13 @@ enum {
 // 32 -> 16 -> 8 bits: two packs interleave the 128-bit quarters of four registers.
 INLINE int32_t p_offset(int32_t four) { return 16 * (four % 4) + 4 * (four / 4); }
 
+// Bytes of 64 tokens stored in four bits; see x86_avx512vnni_pack.c.
+INLINE int64_t int4_key_unit_bytes(int32_t stride) { return (int64_t)stride * (KEYS / 2 + 4); }
+INLINE int64_t int4_value_unit_bytes(int32_t width) { return (int64_t)width * (KEYS / 2 + 8); }
+// INT8 codes of 64 tokens as they would be packed, from four bits.
+void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes);
+void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int8_t *codes);
+
 INLINE __mmask64 first_bytes(int32_t count) {
   return count >= 64 ? ~0ull : count > 0 ? (1ull << count) - 1 : 0;
 }

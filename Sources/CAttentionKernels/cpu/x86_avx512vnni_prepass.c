@@ -32,14 +32,14 @@ INLINE void load_transposed(const intfa_rows *rows, int64_t row, int32_t count, 
   if (rows->format == INTFA_FLOAT32) {
     const float *base = (const float *)rows->base + at;
     UNROLL for (int32_t i = 0; i < PANEL; i++) {
-      x[i] = _mm512_maskz_loadu_epi32(i < count ? mask : 0, base + i * stride);
+      x[i] = _mm512_maskz_loadu_epi32(i < count ? mask : 0, base + (i < count ? i : 0) * stride);
       _mm_prefetch((const char *)(base + (i + PANEL) * stride), _MM_HINT_T0);
     }
   } else {
     const uint16_t *base = (const uint16_t *)rows->base + at;
     const bool is_float16 = rows->format == INTFA_FLOAT16;
     UNROLL for (int32_t i = 0; i < PANEL; i++) {
-      __m256i half = _mm256_maskz_loadu_epi16(i < count ? mask : 0, base + i * stride);
+      __m256i half = _mm256_maskz_loadu_epi16(i < count ? mask : 0, base + (i < count ? i : 0) * stride);
       x[i] = is_float16 ? _mm512_castps_si512(_mm512_cvtph_ps(half))
                         : _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
       _mm_prefetch((const char *)(base + (i + PANEL) * stride), _MM_HINT_T0);

@@ -98,9 +98,12 @@ typedef struct {
 
 // ---------------------------------------------------------------------------------- tile loop
 
-// Keys that the rows of a query block see: row r sees [first + r * step, end + r * step), clipped.
+// Keys that the rows of a query block see: with i = r / rows_per_step, row r sees
+// [first + i * step, end + i * step), clipped. Rows of several query heads that share keys and values
+// come side by side, token by token.
 typedef struct {
   int64_t first, end, step;
+  int32_t rows_per_step;  // at least 1
 } intfa_visible;
 
 // One query block against the keys [key_begin, key_end) of one key/value head, all in `int8` codes.
@@ -111,6 +114,9 @@ typedef struct {
   int64_t key_begin, key_end;  // key_begin is a tile boundary
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
+  // Where keys lie: tokens 64 * u ... 64 * u + 63 are the units[u]th of `key`, `value` and every array
+  // over keys; NULL where they lie in order.
+  const int32_t *units;
   const int8_t *query;         // [rows][D]
   const float *query_scale;    // [rows] scale of the row times steps per unit of q.k
   const void *key;             // as pack_keys left them
@@ -228,9 +234,6 @@ typedef enum {
 
 // The kernels of an instruction set, or NULL where this build or this machine does not have it.
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
-
-// Processors that this process may run on, at least 1.
-int32_t intfa_processor_count(void);
 
 // Bytes of scratch that attend_tiles and attend_running of any instruction set need, 64-aligned.
 int64_t intfa_scratch_bytes(void);

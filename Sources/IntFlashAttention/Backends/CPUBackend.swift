@@ -9,8 +9,11 @@ internal import CAttentionKernels
 
 /// Attention on the processor: tiled, multi-threaded, memory linear in the number of tokens.
 public struct CPUBackend: AttentionBackend {
-  /// Threads that a call may use; nil is one per processor that the process may run on, and there
-  /// are never more than that.
+  /// Threads that a call may use.
+  ///
+  /// nil is one per physical core that the process may run on, or fewer where a control group grants
+  /// less time. There are never more than processors that the process may run on, and small calls use
+  /// fewer.
   public let threadCount: Int?
   /// The instructions to use; nil is what the environment variable `INTFA_ISA` names, else the
   /// fastest that the machine has.

@@ -14,9 +14,8 @@ extension CPUCall {
   func attend() {
     let heads = kernel.queryHeadCount
     forEachItem(kernel.attendItemCount) { item, seat in
-      // Later rows see more keys, so blocks go from the last to the first.
-      let index = kernel.queryBlockCount - 1 - item / heads
-      let begin = index * kernel.tileSizes.queryBlockLength
+      let range = kernel.tileSizes.queryRows(ofBlock: item / heads, queryLength: shape.queryLength)
+      let begin = range.lowerBound
       let seen = kernel.descriptor.options.mask.visibility(
         queryLength: shape.queryLength,
         keyValueLength: shape.keyValueLength
@@ -24,12 +23,13 @@ extension CPUCall {
       let block = Block(
         head: item % heads,
         begin: begin,
-        rows: min(kernel.tileSizes.queryBlockLength, shape.queryLength - begin),
+        rows: range.count,
         seat: seat,
         visible: intfa_visible(
           first: Int64(seen.first + begin * seen.step),
           end: Int64(seen.end + begin * seen.step),
-          step: Int64(seen.step)
+          step: Int64(seen.step),
+          rows_per_step: 1
         )
       )
       prepareQueries(block)

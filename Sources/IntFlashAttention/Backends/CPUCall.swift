@@ -13,6 +13,8 @@ final class CPUCall: @unchecked Sendable {
   let operands: AttentionOperands
   let workspace: CPUWorkspace
   let layout: CPUWorkspaceLayout
+  /// The threads that share the stages; nil is the calling thread alone.
+  let team: ThreadTeam?
   let kernels: intfa_cpu_kernels
   let shape: AttentionShape
   let recipe: QuantizationRecipe
@@ -21,12 +23,13 @@ final class CPUCall: @unchecked Sendable {
     kernel: CPUKernel,
     operands: AttentionOperands,
     workspace: CPUWorkspace,
-    layout: CPUWorkspaceLayout
+    team: ThreadTeam?
   ) {
     self.kernel = kernel
     self.operands = operands
     self.workspace = workspace
-    self.layout = layout
+    layout = workspace.layout
+    self.team = team
     shape = kernel.descriptor.shape
     recipe = kernel.descriptor.recipe
     unsafe kernels = kernel.instructionSet.kernels
@@ -64,13 +67,16 @@ final class CPUCall: @unchecked Sendable {
   }
 
   func forEachItem(_ count: Int, _ body: (_ item: Int, _ seat: Int) -> Void) {
-    ThreadPool.shared.run(itemCount: count, threads: kernel.threadCount, body)
+    ThreadPool.shared.run(itemCount: count, in: team, body)
   }
 
-  /// The rows of piece `piece`.
+  /// The rows of piece `piece` of those that are quantised together.
   func pieceRows(_ piece: Int, of count: Int) -> (begin: Int64, end: Int64) {
-    let begin = piece * kernel.tileSizes.prepassLength
-    return (Int64(begin), Int64(min(begin + kernel.tileSizes.prepassLength, count)))
+    rows(ofPiece: piece, length: kernel.tileSizes.packLength, count: count)
+  }
+
+  private func rows(ofPiece piece: Int, length: Int, count: Int) -> (begin: Int64, end: Int64) {
+    (Int64(piece * length), Int64(min((piece + 1) * length, count)))
   }
 
   /// The key/value head, batch-major, that a query head reads.
@@ -96,17 +102,17 @@ final class CPUCall: @unchecked Sendable {
   private func surveyed(_ item: Int) -> (
     tensor: InputCheck.Tensor, operand: AttentionOperands.Operand, head: Int, piece: Int
   ) {
-    let queryItems = kernel.queryHeadCount * kernel.queryPieceCount
+    let queryItems = kernel.queryHeadCount * kernel.querySurveyCount
     if item < queryItems {
-      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.queryPieceCount)
+      let (head, piece) = item.quotientAndRemainder(dividingBy: kernel.querySurveyCount)
       return (.query, operands.query, head, piece)
     }
-    let keyItems = kernel.keyHeadCount * kernel.keyPieceCount
+    let keyItems = kernel.keyHeadCount * kernel.keySurveyCount
     let (index, isValue) =
       item - queryItems < keyItems
       ? (item - queryItems, false)
       : (item - queryItems - keyItems, true)
-    let (head, piece) = index.quotientAndRemainder(dividingBy: kernel.keyPieceCount)
+    let (head, piece) = index.quotientAndRemainder(dividingBy: kernel.keySurveyCount)
     return isValue ? (.value, operands.value, head, piece) : (.key, operands.key, head, piece)
   }
 
@@ -127,7 +133,8 @@ final class CPUCall: @unchecked Sendable {
     )
     forEachItem(count) { item, _ in
       let (tensor, operand, head, piece) = surveyed(item)
-      let range = pieceRows(piece, of: operand.shape[2])
+      let length = kernel.tileSizes.surveyLength
+      let range = rows(ofPiece: piece, length: length, count: operand.shape[2])
       var arguments = unsafe intfa_survey()
       unsafe arguments.rows = rows(operand, head: head)
       unsafe arguments.begin = range.begin
@@ -170,7 +177,7 @@ final class CPUCall: @unchecked Sendable {
     -> UnsafeMutablePointer<Float>?
   {
     let offset =
-      piece * (kernel.tileSizes.prepassLength / HeadRows.sumBlock) * shape.headDimension
+      piece * (kernel.tileSizes.surveyLength / HeadRows.sumBlock) * shape.headDimension
     switch tensor {
     case .query where recipe.queryCentering == .head:
       return unsafe place(layout.querySums, head) + offset
@@ -181,9 +188,9 @@ final class CPUCall: @unchecked Sendable {
 
   /// The largest magnitude of one head, found by the survey.
   func largestMagnitude(_ tensor: InputCheck.Tensor, head: Int) -> Float {
-    let pieces = tensor == .query ? kernel.queryPieceCount : kernel.keyPieceCount
-    let queryItems = kernel.queryHeadCount * kernel.queryPieceCount
-    let keyItems = kernel.keyHeadCount * kernel.keyPieceCount
+    let pieces = tensor == .query ? kernel.querySurveyCount : kernel.keySurveyCount
+    let queryItems = kernel.queryHeadCount * kernel.querySurveyCount
+    let keyItems = kernel.keyHeadCount * kernel.keySurveyCount
     let first =
       switch tensor {
       case .query: head * pieces

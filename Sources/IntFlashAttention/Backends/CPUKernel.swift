@@ -6,7 +6,6 @@ final class CPUKernel: AttentionKernel {
   let descriptor: AttentionDescriptor
   let method: CPUMethod
   let instructionSet: InstructionSet
-  let threadCount: Int
   let tileSizes: CPUTileSizes
   /// Workspaces of finished calls, so that steady use allocates nothing.
   private let idle = Mutex<[CPUWorkspace]>([])
@@ -20,8 +19,11 @@ final class CPUKernel: AttentionKernel {
     self.descriptor = descriptor
     self.method = method
     self.instructionSet = instructionSet
-    self.threadCount = threadCount
-    tileSizes = CPUTileSizes(shape: descriptor.shape, threadCount: threadCount)
+    tileSizes = CPUTileSizes(
+      shape: descriptor.shape,
+      operationCount: descriptor.operationCount,
+      threadCount: threadCount
+    )
   }
 
   var summary: PlanSummary {
@@ -41,11 +43,12 @@ final class CPUKernel: AttentionKernel {
 
   func run(_ operands: AttentionOperands) throws(AttentionError) {
     guard descriptor.shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
-    let layout = CPUWorkspaceLayout(self)
     let kept = idle.withLock { $0.popLast() }
-    let workspace = if let kept { kept } else { try CPUWorkspace(byteCount: layout.byteCount) }
+    let workspace = if let kept { kept } else { try CPUWorkspace(CPUWorkspaceLayout(self)) }
     defer { idle.withLock { $0.append(workspace) } }
-    let call = CPUCall(kernel: self, operands: operands, workspace: workspace, layout: layout)
+    let team = ThreadPool.shared.beginTeam(threads: threadCount)
+    defer { ThreadPool.shared.endTeam(team) }
+    let call = CPUCall(kernel: self, operands: operands, workspace: workspace, team: team)
     try call.survey()
     call.findMeans()
     call.findValueScales()
@@ -55,16 +58,21 @@ final class CPUKernel: AttentionKernel {
 
   // MARK: Counts
 
+  var threadCount: Int { tileSizes.threadCount }
   /// Pieces of the first pass over one head of queries, or of keys or values.
-  var queryPieceCount: Int {
-    CPUTileSizes.pieceCount(descriptor.shape.queryLength, tileSizes.prepassLength)
+  var querySurveyCount: Int {
+    CPUTileSizes.pieceCount(descriptor.shape.queryLength, tileSizes.surveyLength)
   }
+  var keySurveyCount: Int {
+    CPUTileSizes.pieceCount(descriptor.shape.keyValueLength, tileSizes.surveyLength)
+  }
+  /// Pieces in which one head of keys or values is quantised.
   var keyPieceCount: Int {
-    CPUTileSizes.pieceCount(descriptor.shape.keyValueLength, tileSizes.prepassLength)
+    CPUTileSizes.pieceCount(descriptor.shape.keyValueLength, tileSizes.packLength)
   }
   var queryHeadCount: Int { descriptor.shape.batchCount * descriptor.shape.queryHeadCount }
   var keyHeadCount: Int { descriptor.shape.batchCount * descriptor.shape.keyValueHeadCount }
-  var surveyItemCount: Int { queryHeadCount * queryPieceCount + 2 * keyHeadCount * keyPieceCount }
+  var surveyItemCount: Int { queryHeadCount * querySurveyCount + 2 * keyHeadCount * keySurveyCount }
   var queryBlockCount: Int {
     CPUTileSizes.pieceCount(descriptor.shape.queryLength, tileSizes.queryBlockLength)
   }

@@ -43,7 +43,7 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var outStride = 0
   private(set) var total = Region()  // [2][block] float
   private(set) var reference = Region()  // [2][block] float
-  private(set) var codes = Region()  // [prepass rows][max(D, Dv)] int8, before they are packed
+  private(set) var codes = Region()  // [pack rows][max(D, Dv)] int8, before they are packed
   private(set) var scratch = Region()
 
   /// A part of the block: `offset` bytes from its beginning, cache-line aligned.
@@ -105,7 +105,7 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     total = take(float * block, heads: 2)
     reference = take(float * block, heads: 2)
     if call.method.isTiled {
-      codes = take(call.tileSizes.prepassLength * max(d, dv))
+      codes = take(call.tileSizes.packLength * max(d, dv))
     }
     scratch = take(call.scratchByteCount)
     seatByteCount = byteCount - start
@@ -125,12 +125,16 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
 final class CPUWorkspace: @unchecked Sendable {
   // Sendable: a call takes it out of the kernel's store, so only that call's threads use it.
   let base: UnsafeMutableRawPointer
+  let layout: CPUWorkspaceLayout
 
-  init(byteCount: Int) throws(AttentionError) {
+  /// Memory that is not written yet, so that each page comes from near the thread that first uses it.
+  init(_ layout: CPUWorkspaceLayout) throws(AttentionError) {
+    let byteCount = layout.byteCount
     guard let base = unsafe AlignedMemory.allocate(byteCount: byteCount, zeroed: false) else {
       throw AttentionError(.outOfMemory, "no memory for a workspace of \(byteCount) bytes")
     }
     unsafe self.base = base
+    self.layout = layout
   }
 
   deinit {

@@ -37,7 +37,4 @@ public enum InstructionSet: String, Sendable, Hashable, CaseIterable {
     }
     return unsafe table.pointee
   }
-
-  /// Processors that this process may run on.
-  package static var processorCount: Int { Int(intfa_processor_count()) }
 }

@@ -6,6 +6,8 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
   /// What is computed.
   public let descriptor: AttentionDescriptor
   private let kernel: any AttentionKernel
+  /// The descriptor's shapes, which every call is compared with.
+  private let queryShape, keyShape, valueShape, outputShape: [Int]
 
   /// Plans a recipe of one's own.
   ///
@@ -18,6 +20,10 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
   ) throws(AttentionError) {
     descriptor = try AttentionDescriptor(shape: shape, recipe: recipe, options: options)
     kernel = try backend.makeKernel(for: descriptor)
+    queryShape = shape.queryShape
+    keyShape = shape.keyShape
+    valueShape = shape.valueShape
+    outputShape = shape.outputShape
   }
 
   /// Plans a named precision.
@@ -129,12 +135,11 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
     value: borrowing TensorView,
     output: borrowing MutableTensorView
   ) throws(AttentionError) -> AttentionOperands {
-    let shape = descriptor.shape
     let target = output.view
-    try requireOperand(query, "query", shape.queryShape)
-    try requireOperand(key, "key", shape.keyShape)
-    try requireOperand(value, "value", shape.valueShape)
-    try requireOperand(target, "output", shape.outputShape)
+    try requireOperand(query, "query", queryShape)
+    try requireOperand(key, "key", keyShape)
+    try requireOperand(value, "value", valueShape)
+    try requireOperand(target, "output", outputShape)
     try OverlapCheck.requireDistinctElements(target, name: "output")
     try OverlapCheck.requireDisjoint(target, "output", query, "query")
     try OverlapCheck.requireDisjoint(target, "output", key, "key")

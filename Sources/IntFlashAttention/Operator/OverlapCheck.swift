@@ -18,27 +18,29 @@ enum OverlapCheck {
 
   /// Refuses strides that put two elements in one place.
   ///
-  /// Taken from the smallest stride up, each must step over all that the smaller ones reach. This
-  /// also refuses a few interleavings that do not collide, which no caller has needed.
+  /// Each stride must step over all that the smaller ones reach. This also refuses a few
+  /// interleavings that do not collide, which no caller has needed.
   static func requireDistinctElements(
     _ view: borrowing TensorView,
     name: String
   ) throws(AttentionError) {
-    let dimensions = zip(view.shape, view.strides)
-      .filter { $0.0 > 1 }
-      .map { (size: $0.0, stride: $0.1.magnitude) }
-      .sorted { $0.stride < $1.stride }
-    guard view.shape.allSatisfy({ $0 > 0 }) else { return }
-    var reach: UInt = 0
-    for (size, stride) in dimensions {
+    let (shape, strides) = (view.shape, view.strides)
+    guard shape.allSatisfy({ $0 > 0 }) else { return }
+    // Without a sorted copy: every call comes here, and ranks are small.
+    for axis in shape.indices where shape[axis] > 1 {
+      let stride = strides[axis].magnitude
+      var reach: UInt = 0
+      for other in shape.indices where other != axis {
+        let smaller = strides[other].magnitude
+        guard smaller < stride || (smaller == stride && other < axis) else { continue }
+        reach += smaller * UInt(shape[other] - 1)
+      }
       guard stride > reach else {
         throw AttentionError(
           .overlappingOutput,
-          "\(name) with shape \(view.shape) and strides \(view.strides) has elements that share a "
-            + "place"
+          "\(name) with shape \(shape) and strides \(strides) has elements that share a place"
         )
       }
-      reach += stride * UInt(size - 1)
     }
   }
 }

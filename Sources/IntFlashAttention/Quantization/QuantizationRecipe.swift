@@ -98,8 +98,9 @@ public struct QuantizationRecipe: Hashable, Sendable {
   public var firstTileLength: Int
   /// Keys of every other tile.
   public var tileLength: Int
-  /// Tiles that are accumulated together before the result is merged with that of the tiles before
-  /// them, in key order; nil is all of them. The first span has the first tile on top.
+  /// Tiles whose sums are accumulated together, a span; nil is all of them.
+  ///
+  /// The first span has the first tile on top. Spans are merged in key order.
   public var tilesPerSpan: Int?
 
   /// A recipe without quantisation; change what should differ.

@@ -56,7 +56,7 @@ struct ProcessorOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
-      "Threads to use, at most one per processor; all unless given.",
+      "Threads to use, at most one per processor; one per physical core unless given.",
       valueName: "n"
     )
   )

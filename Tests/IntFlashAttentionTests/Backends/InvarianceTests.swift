@@ -19,7 +19,8 @@ import Testing
 
   @Test(arguments: precisions)
   func threadsDoNotChangeABit(_ precision: Precision) throws {
-    let inputs = TestInputs(try shape(), .outlierChannel)
+    // Enough work for several threads.
+    let inputs = TestInputs(try shape(heads: 8), .outlierChannel)
     let options = AttentionOptions(mask: .causal)
     let one = try inputs.attend(precision.recipe, options, on: CPUBackend(threadCount: 1))
     for threads in [2, 3, 8] {
@@ -28,6 +29,24 @@ import Testing
       #expect(many.output == one.output)
       #expect(many.logSumExp == one.logSumExp)
     }
+  }
+
+  /// One head, which threads share piece by piece in every stage.
+  @Test(arguments: precisions)
+  func piecesDoNotChangeABit(_ precision: Precision) throws {
+    let shape = try AttentionShape(
+      queryHeadCount: 1,
+      keyValueHeadCount: 1,
+      queryLength: 601,
+      keyValueLength: 701,
+      headDimension: 64
+    )
+    let inputs = TestInputs(shape, .outlierChannel)
+    let options = AttentionOptions(mask: .causal)
+    let one = try inputs.attend(precision.recipe, options, on: CPUBackend(threadCount: 1))
+    let two = try inputs.attend(precision.recipe, options, on: CPUBackend(threadCount: 2))
+    #expect(two.output == one.output)
+    #expect(two.logSumExp == one.logSumExp)
   }
 
   @Test(arguments: precisions)
