@@ -81,3 +81,10 @@ INLINE uint8x16_t probabilities(float32x4_t top, const float *logit, uint8x16x4_
 
 // Byte of a register of P that belongs to key `key` of KEY_UNIT. Values are packed so.
 INLINE int32_t weight_position(int32_t key) { return 4 * (key % LANE_KEYS) + key / LANE_KEYS; }
+
+// n_j of the tile [begin, end) into the order of P, once for all rows.
+static void order_weights(const intfa_attend_tiles *a, int64_t begin, int64_t end, int8_t *ordered) {
+  for (int64_t j = begin / UNIT * UNIT; j < padded(end, UNIT); j += KEY_UNIT, ordered += KEY_UNIT)
+    for (int32_t i = 0; i < KEY_UNIT; i++)
+      ordered[weight_position(i)] = a->weight[key_place(a->units, j) + i];
+}

@@ -186,13 +186,6 @@ INLINE void add_values(const int R, const intfa_attend_tiles *a, const group *g,
 
 // ---------------------------------------------------------------------------------- the loop
 
-// n_j of the tile [begin, end) into the order of P, once for all rows.
-static void order_weights(const intfa_attend_tiles *a, int64_t begin, int64_t end, int8_t *ordered) {
-  for (int64_t j = begin / UNIT * UNIT; j < padded(end, UNIT); j += KEY_UNIT, ordered += KEY_UNIT)
-    for (int32_t i = 0; i < KEY_UNIT; i++)
-      ordered[weight_position(i)] = a->weight[key_place(a->units, j) + i];
-}
-
 // R rows against the tile [begin, end).
 INLINE void attend_rows(const int R, const intfa_attend_tiles *a, state *s, int32_t row,
                         int64_t begin, int64_t end) {
