@@ -43,5 +43,22 @@ void intfa_pack_values__avxvnni(const intfa_pack *);
 void intfa_attend_tiles__avxvnni(const intfa_attend_tiles *);
 void intfa_attend_running__avxvnni(const intfa_attend_running *);
 int64_t intfa_peak__avxvnni(intfa_peak_kind, int64_t rounds);
+void intfa_survey__neon(const intfa_survey *);
+void intfa_quantize__neon(const intfa_quantize *);
+void intfa_finish__neon(const intfa_finish *);
+
+int64_t intfa_key_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
+int64_t intfa_value_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
+void intfa_pack_keys__neondotprod(const intfa_pack *);
+void intfa_pack_values__neondotprod(const intfa_pack *);
+void intfa_attend_tiles__neondotprod(const intfa_attend_tiles *);
+int64_t intfa_peak__neondotprod(intfa_peak_kind, int64_t rounds);
+
+int64_t intfa_key_bytes__neoni8mm(int64_t tokens, int32_t dimension, bool int4);
+int64_t intfa_value_bytes__neoni8mm(int64_t tokens, int32_t dimension, bool int4);
+void intfa_pack_keys__neoni8mm(const intfa_pack *);
+void intfa_pack_values__neoni8mm(const intfa_pack *);
+void intfa_attend_tiles__neoni8mm(const intfa_attend_tiles *);
+int64_t intfa_peak__neoni8mm(intfa_peak_kind, int64_t rounds);
 
 #pragma GCC visibility pop
