@@ -15,7 +15,7 @@ typedef struct {
   score_kind scores;
   mask_kind mask;
   weight_kind weights;
-  bool int4_key, int4_value, caps, has_units, has_elements, has_blocks, has_slopes;
+  bool int4_key, int4_value, caps, has_units, has_key_mask;
 } problem;
 
 // What all sets read: codes in token order, arrays over keys in units where a table says so. Beyond the
@@ -24,8 +24,8 @@ typedef struct {
   int8_t *query, *key, *value, *weight;
   float *query_scale, *row_shift, *key_scale, *bias, *fold, *real_weight;
   intfa_visible visible;
-  intfa_key_mask key_mask;
   int32_t *units;
+  intfa_key_mask *key_mask;
 } operands;
 
 typedef struct {
@@ -58,13 +58,7 @@ static intfa_visible visible(const problem *p, generator *g) {
   const int32_t together = random_below(g, 3) ? 1 : 1 + random_below(g, 5);
   const int64_t offset = p->keys - p->rows / together;
   switch (p->mask) {
-    // Sometimes with a prefix.
-    case CAUSAL:
-      return (intfa_visible){.first = -1000,
-                             .end = offset + 1,
-                             .step = 1,
-                             .least_end = random_below(g, 2) ? random_below(g, p->keys) : 0,
-                             .rows_per_step = together};
+    case CAUSAL: return (intfa_visible){.first = -1000, .end = offset + 1, .step = 1, .rows_per_step = together};
     case WINDOW: {
       int64_t left = random_below(g, p->keys + 1), right = random_below(g, 20);
       return (intfa_visible){
@@ -99,36 +93,23 @@ static int32_t *make_units(const problem *p, generator *g) {
   return units;
 }
 
-// Floats or booleans for every row and key, blocks of any length, and slopes; rows and tiles that see
-// nothing are among them.
-static intfa_key_mask key_mask(const problem *p, generator *g) {
-  const size_t rows = (size_t)p->rows, keys = (size_t)p->keys;
-  intfa_key_mask m = {.stride = 1, .unit = 92.33248f, .block_length = 1 + random_below(g, 100)};
-  const void **elements = take(sizeof *elements * rows);
-  const uint8_t **blocks = take(sizeof *blocks * rows);
-  float *slopes = take(sizeof(float) * rows);
-  int32_t *positions = take(sizeof(int32_t) * rows);
-  m.element = random_below(g, 2) ? INTFA_MASK_FLOAT32 : INTFA_MASK_BOOLEAN;
-  float *floats = take(sizeof(float) * rows * keys);
-  uint8_t *booleans = take(rows * keys), *shown = take(rows * keys);
-  for (size_t r = 0; r < rows; r++) {
-    const int32_t kind = random_below(g, 4);
-    for (size_t j = 0; j < keys; j++) {
-      const size_t i = r * keys + j;
-      const bool hides = kind == 0 || (kind == 1 ? j / 64 % 2 == 0 : random_below(g, 3) == 0);
-      booleans[i] = hides ? 0 : 1;
-      floats[i] = !hides ? random_between(g, -4, 4) : j % 2 ? -__builtin_inff() : -3e38f;
-      shown[i] = (uint8_t)(random_below(g, 3) != 0);
-    }
-    elements[r] = m.element == INTFA_MASK_FLOAT32 ? (const void *)(floats + r * keys) : booleans + r * keys;
-    blocks[r] = shown + r * keys;
-    slopes[r] = random_between(g, 0, 8);
-    positions[r] = (int32_t)r + random_below(g, 300) - 150;
+// Slopes, and elements of which about a third hide their key; a row now and then sees none.
+static intfa_key_mask *make_key_mask(const problem *p, generator *g) {
+  float *slopes = take(sizeof(float) * (size_t)p->rows);
+  int32_t *positions = take(sizeof(int32_t) * (size_t)p->rows);
+  const void **rows = take(sizeof(void *) * (size_t)p->rows);
+  uint8_t *elements = take((size_t)p->rows * (size_t)p->keys);
+  for (int32_t r = 0; r < p->rows; r++, elements += p->keys) {
+    const bool sees_none = random_below(g, 16) == 0;
+    for (int32_t j = 0; j < p->keys; j++) elements[j] = !sees_none && random_below(g, 3) > 0;
+    slopes[r] = random_between(g, 0, 2);
+    positions[r] = random_below(g, p->keys + 1);
+    rows[r] = elements;
   }
-  if (p->has_elements) m.elements = elements;
-  if (p->has_blocks) m.blocks = blocks;
-  if (p->has_slopes) m.slopes = slopes, m.positions = positions;
-  return m;
+  intfa_key_mask *mask = take(sizeof *mask);
+  *mask = (intfa_key_mask){.elements = rows, .stride = 1, .element = INTFA_MASK_BOOLEAN, .unit = 64,
+                           .slopes = slopes, .positions = positions};
+  return mask;
 }
 
 static operands make_operands(const problem *p, generator *g) {
@@ -164,7 +145,7 @@ static operands make_operands(const problem *p, generator *g) {
     o.real_weight[at] = random_between(g, 0, 127);
   }
   o.visible = visible(p, g);
-  o.key_mask = key_mask(p, g);
+  o.key_mask = p->has_key_mask ? make_key_mask(p, g) : NULL;
   return o;
 }
 
@@ -211,8 +192,8 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .first_tile = p->first_tile,
       .tile = p->tile,
       .visible = o->visible,
-      .mask = p->has_elements || p->has_blocks || p->has_slopes ? &o->key_mask : NULL,
       .units = o->units,
+      .mask = o->key_mask,
       .query = o->query,
       .query_scale = o->query_scale,
       .key = keys.target,
@@ -245,12 +226,11 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
 }
 
 static void compare(const problem *p, const kernel_sets *sets, generator *g) {
-  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s%s%s%s%s",
+  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s%s%s",
              p->rows, p->keys, p->d, p->dv, p->first_tile, p->tile, score_names[p->scores],
              mask_names[p->mask], weight_names[p->weights], p->int4_key ? ", int4 keys" : "",
              p->int4_value ? ", int4 values" : "", p->caps ? ", softcap" : "",
-             p->has_units ? ", units" : "", p->has_elements ? ", elements" : "",
-             p->has_blocks ? ", blocks" : "", p->has_slopes ? ", slopes" : "");
+             p->has_units ? ", units" : "", p->has_key_mask ? ", key mask" : "");
   operands o = make_operands(p, g);
   result expected = attend(p, &o, sets->kernels[0]);
   for (int i = 1; i < sets->count; i++) {
@@ -296,9 +276,7 @@ void compare_attend_tiles(const kernel_sets *sets) {
         .int4_value = random_below(&g, 6) == 0,
         .caps = random_below(&g, 4) == 0,
         .has_units = random_below(&g, 3) == 0,
-        .has_elements = random_below(&g, 4) == 0,
-        .has_blocks = random_below(&g, 6) == 0,
-        .has_slopes = random_below(&g, 6) == 0,
+        .has_key_mask = random_below(&g, 4) == 0,
     };
     compare(&p, sets, &g);
   }

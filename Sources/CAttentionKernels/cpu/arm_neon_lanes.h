@@ -3,7 +3,6 @@
 //   LANE_ROWS  rows that a register of four sums covers: 1 (sdot) or 2 (smmla)
 #pragma once
 #include "arm_neon_exp2.h"
-#include "key_mask.h"
 #include "online_softmax.h"
 #include "portable.h"
 
