@@ -90,6 +90,12 @@ public struct TestResult: Sendable {
   public let output: [Float]
   /// [B, Hq, Nq], row-major.
   public let logSumExp: [Float]
+
+  /// Stores both.
+  public init(output: [Float], logSumExp: [Float]) {
+    self.output = output
+    self.logSumExp = logSumExp
+  }
 }
 
 extension TestInputs {

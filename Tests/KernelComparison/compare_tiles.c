@@ -15,7 +15,7 @@ typedef struct {
   score_kind scores;
   mask_kind mask;
   weight_kind weights;
-  bool int4_key, int4_value, caps, has_units;
+  bool int4_key, int4_value, caps, has_units, has_mask;
 } problem;
 
 // What all sets read: codes in token order, arrays over keys in units where a table says so. Beyond the
@@ -25,6 +25,7 @@ typedef struct {
   float *query_scale, *row_shift, *key_scale, *bias, *fold, *real_weight;
   intfa_visible visible;
   int32_t *units;
+  intfa_key_mask *mask;
 } operands;
 
 typedef struct {
@@ -56,18 +57,19 @@ static float bias(const problem *p, int64_t j, generator *g) {
 static intfa_visible visible(const problem *p, generator *g) {
   const int32_t together = random_below(g, 3) ? 1 : 1 + random_below(g, 5);
   const int64_t offset = p->keys - p->rows / together;
+  const int64_t least = random_below(g, 4) ? 0 : random_below(g, p->keys + 1);
   switch (p->mask) {
-    case CAUSAL: return (intfa_visible){-1000, offset + 1, 1, together};
+    case CAUSAL: return (intfa_visible){-1000, offset + 1, 1, least, together};
     case WINDOW: {
       int64_t left = random_below(g, p->keys + 1), right = random_below(g, 20);
-      return (intfa_visible){offset - left, offset + right + 1, 1, together};
+      return (intfa_visible){offset - left, offset + right + 1, 1, least, together};
     }
     // The diagonal anywhere: rows that see nothing, and rows beyond the last key.
     case UNEVEN: {
       int64_t end = random_below(g, p->keys + p->rows) - p->rows + 1;
-      return (intfa_visible){end - 1 - random_below(g, 40), end, 1, together};
+      return (intfa_visible){end - 1 - random_below(g, 40), end, 1, least, together};
     }
-    default: return (intfa_visible){0, p->keys, 0, 1};
+    default: return (intfa_visible){0, p->keys, 0, least, 1};
   }
 }
 
@@ -104,6 +106,7 @@ static operands make_operands(const problem *p, generator *g) {
       .fold = take(sizeof(float) * unit),
       .real_weight = take(sizeof(float) * unit),
       .units = p->has_units ? make_units(p, g) : NULL,
+      .mask = p->has_mask ? random_mask(g, p->rows, p->keys, 92.3f) : NULL,
   };
   for (int64_t i = 0; i < (int64_t)p->rows * p->d; i++) o.query[i] = code(p, g);
   for (int64_t i = 0; i < (int64_t)keys * p->d; i++)
@@ -170,6 +173,7 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .tile = p->tile,
       .visible = o->visible,
       .units = o->units,
+      .mask = o->mask,
       .query = o->query,
       .query_scale = o->query_scale,
       .key = keys.target,
@@ -188,7 +192,7 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .out_stride = stride,
       .total = x.total,
       .reference = x.reference,
-      .scratch = take((size_t)intfa_scratch_bytes()),
+      .scratch = take(INTFA_SCRATCH_BYTES),
   };
   int64_t boundary = p->first_tile;
   while (boundary + p->tile <= p->keys / 2) boundary += p->tile;
@@ -202,11 +206,11 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
 }
 
 static void compare(const problem *p, const kernel_sets *sets, generator *g) {
-  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s%s",
+  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s%s%s",
              p->rows, p->keys, p->d, p->dv, p->first_tile, p->tile, score_names[p->scores],
              mask_names[p->mask], weight_names[p->weights], p->int4_key ? ", int4 keys" : "",
              p->int4_value ? ", int4 values" : "", p->caps ? ", softcap" : "",
-             p->has_units ? ", units" : "");
+             p->has_units ? ", units" : "", p->has_mask ? ", mask" : "");
   operands o = make_operands(p, g);
   result expected = attend(p, &o, sets->kernels[0]);
   for (int i = 1; i < sets->count; i++) {
@@ -252,6 +256,7 @@ void compare_attend_tiles(const kernel_sets *sets) {
         .int4_value = random_below(&g, 6) == 0,
         .caps = random_below(&g, 4) == 0,
         .has_units = random_below(&g, 3) == 0,
+        .has_mask = random_below(&g, 4) == 0,
     };
     compare(&p, sets, &g);
   }

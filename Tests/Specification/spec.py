@@ -45,7 +45,8 @@ OUTLIER_TILE = 64                # keys per tile of a head whose V has outliers
 #            as an additive bias per key, mean . k_j, computed with K before quantisation
 # p          255 / 127: P as an integer 0..p;  otherwise P in that format (float8 carries 256 P)
 # power      "table": 2^x in steps of 1/64 by table and shift;  "real": exp2 in float32
-# max        "run": P is relative to the running row maximum;  "tile": relative to the maximum of the current tile
+# max        "run": P is relative to the running row maximum, rounded up to a whole number where P is float32 or
+#            bfloat16;  "tile": relative to the maximum of the current tile
 # l          the row sum.  "codes": of the rounded P;  "exact": of P before rounding;  "auto": "exact" for the heads whose
 #            V has outliers, "codes" for the others
 # first, tile  keys in the first tile and in every other one
@@ -58,7 +59,7 @@ RECIPES = {
     "bfloat16":          dict(q="bfloat16", k="bfloat16", v="bfloat16", p="bfloat16"),
     "float8":            dict(q="float8", k="float8", v="float8", p="float8", first=128, tile=128),
     "int8QueryKeyPaper": dict(q="int8", k="int8", v="float16", p="float16"),
-    "int8QueryKey":      dict(q="int8", k="int8", v="float16", rotate_qk=True, mean_k=True, mean_q=-1, p="float16"),
+    "int8QueryKey":      dict(q="int8", k="int8", v="bfloat16", rotate_qk=True, mean_k=True, mean_q=-1, p="bfloat16"),
     "int8Paper":         dict(q="int8", k="int8", v="int8_head", p=127),
     "int8":              dict(q="int8", k="int8", v="int8_unit", mean_k=True, **_BEST),
     "int4":              dict(q="int8", k="int4_block", v="int8_unit", **_BEST),
@@ -405,6 +406,8 @@ def attention(q, k, v, /, recipe="int8", scale=None, mask="full", softcap=None, 
                         s = cap * np.tanh(((s + shift) / cap).astype(np.float64)).astype(np.float32) + x.fold[g, j0:j1]
                     s = np.where(seen, s, np.float32(-np.inf))
                     t = np.maximum(s.max(1), NEG)                # NEG where the tile is wholly masked for a row
+                    if r["max"] == "run" and r["p"] in ("float32", "bfloat16"):
+                        t = np.ceil(t)                           # P's bits then do not depend on when the maximum moved
                     m_new = np.maximum(m, t)
                     ref = t if r["max"] == "tile" else m_new
                     alpha, beta = np.exp2((m - m_new) / x.steps), np.exp2((ref - m_new) / x.steps)

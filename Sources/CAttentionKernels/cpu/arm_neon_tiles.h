@@ -87,6 +87,27 @@ static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, g
   }
 }
 
+// Logits with what the mask adds to them; then the maxima are taken anew.
+static __attribute__((noinline)) void add_mask(const intfa_attend_tiles *a, group *g, int32_t row,
+                                               int32_t groups, int64_t begin, int64_t end,
+                                               int64_t from, int64_t to, float32x4_t *top) {
+  const int64_t first = from > begin ? from : begin, stop = to < end ? to : end;
+  for (int32_t r = 0; r < groups * LANE_ROWS && row + r < a->rows; r++) {
+    float line[INTFA_MAX_TILE];
+    float *logit = g->logit[r / LANE_ROWS] + r % LANE_ROWS * LANE_KEYS;
+    for (int64_t j = first; j < stop; j++)
+      line[j - first] = logit[(j - from) / LANE_KEYS * 4 + (j - from) % LANE_KEYS];
+    mask_row(a->mask, row + r, first, (int32_t)(stop - first), line);
+    for (int64_t j = first; j < stop; j++)
+      logit[(j - from) / LANE_KEYS * 4 + (j - from) % LANE_KEYS] = line[j - first];
+  }
+  for (int32_t i = 0; i < groups; i++) {
+    top[i] = vdupq_n_f32(-__builtin_inff());
+    for (int64_t j = from; j < to; j += LANE_KEYS)
+      top[i] = vmaxnmq_f32(top[i], vld1q_f32(g->logit[i] + (j - from) * LANE_ROWS));
+  }
+}
+
 // ---------------------------------------------------------------------------------- exponentials
 
 INLINE void exponentials(const int R, group *g, const uint8_t *mantissa, const int8_t *n,
@@ -193,12 +214,14 @@ INLINE void attend_rows(const int R, const intfa_attend_tiles *a, state *s, int3
   const key_range first_seen = visible_keys(&a->visible, row, begin, end);
   const key_range last_seen = visible_keys(&a->visible, last_row, begin, end);
   if (first_seen.begin >= last_seen.end) return;
+  if (a->mask && !mask_shows(a->mask, row, last_row + 1, first_seen.begin, last_seen.end)) return;
   const int64_t from = first_seen.begin / UNIT * UNIT, to = padded(last_seen.end, UNIT);
   group *g = &s->rows;
   float32x4_t top[GROUPS];
   UNROLL for (int i = 0; i < R / LANE_ROWS; i++) top[i] = vdupq_n_f32(-__builtin_inff());
   score(R, a, s, row, from, to, top);
   if (a->softcap > 0) cap_logits(a, g, row, R / LANE_ROWS, from, to, top);
+  if (a->mask) add_mask(a, g, row, R / LANE_ROWS, begin, end, from, to, top);
   if (last_seen.begin > from || first_seen.end < to)
     mask_logits(a, g, row, R / LANE_ROWS, begin, end, from, to, top);
   choose_gain(R, a, g, row, top);

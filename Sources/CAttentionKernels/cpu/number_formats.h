@@ -46,6 +46,7 @@ static inline float round_to_format(float x, intfa_format format) {
     case INTFA_FLOAT16: return round_float16(x);
     case INTFA_BFLOAT16: return round_bfloat16(x);
     case INTFA_FLOAT8: return round_float8(x);
+    case INTFA_INT8: return x;
   }
   return x;
 }
@@ -86,6 +87,18 @@ static inline void load_row(const intfa_rows *rows, int64_t row, int32_t dimensi
       for (int32_t c = 0; c < dimension; c++) x[c] = float_from_half(source[c]);
       return;
     }
-    case INTFA_FLOAT8: return;
+    case INTFA_FLOAT8:
+    case INTFA_INT8: return;
+  }
+}
+
+// Element i of a caller's tensor, rounded to its format.
+static inline void store_element(void *target, int64_t i, float x, intfa_format format) {
+  switch (format) {
+    case INTFA_FLOAT32: ((float *)target)[i] = x; return;
+    case INTFA_FLOAT16: ((uint16_t *)target)[i] = half_from_float(x); return;
+    case INTFA_BFLOAT16: ((uint16_t *)target)[i] = bfloat16_from_float(x); return;
+    case INTFA_FLOAT8:
+    case INTFA_INT8: return;
   }
 }

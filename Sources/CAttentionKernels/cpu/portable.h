@@ -11,6 +11,10 @@
 void intfa_survey__portable(const intfa_survey *);
 void intfa_quantize__portable(const intfa_quantize *);
 void intfa_attend_tiles__portable(const intfa_attend_tiles *);
+int64_t intfa_running_key_bytes__portable(const intfa_running_formats *, int64_t, int32_t);
+int64_t intfa_running_value_bytes__portable(const intfa_running_formats *, int64_t, int32_t);
+void intfa_pack_running_keys__portable(const intfa_pack_running *);
+void intfa_pack_running_values__portable(const intfa_pack_running *);
 void intfa_attend_running__portable(const intfa_attend_running *);
 void intfa_merge__portable(const intfa_merge *);
 void intfa_finish__portable(const intfa_finish *);
@@ -45,7 +49,8 @@ typedef struct {
 
 static inline key_range visible_keys(const intfa_visible *v, int32_t r, int64_t begin, int64_t end) {
   const int64_t moved = r / v->rows_per_step * v->step;
-  const int64_t first = v->first + moved, last = v->end + moved;
+  const int64_t first = v->first + moved, moved_end = v->end + moved;
+  const int64_t last = moved_end > v->least_end ? moved_end : v->least_end;
   return (key_range){first > begin ? first : begin, last < end ? last : end};
 }
 // Where the arrays over keys hold the unit that `key` is in: INTFA_PACK_UNIT tokens from here.
@@ -58,4 +63,9 @@ static inline int64_t key_place(const int32_t *units, int64_t key) {
 static inline int64_t tile_end(int64_t begin, int64_t end, int32_t first_tile, int32_t tile) {
   int64_t stop = begin == 0 ? first_tile : begin + tile;
   return stop < end ? stop : end;
+}
+
+// Whether the running maximum is rounded up to a whole number, which leaves the bits of P alone.
+static inline bool has_whole_reference(intfa_probability format) {
+  return format == INTFA_P_FLOAT32 || format == INTFA_P_BFLOAT16;
 }

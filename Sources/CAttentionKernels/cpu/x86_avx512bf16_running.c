@@ -1,167 +1,120 @@
-// bfloat16 tile loop with 512-bit vdpbf16ps: two products a lane and instruction, summed in float32.
+// The loop of the running maximum with bfloat16 products: vdpbf16ps, two products a lane and
+// instruction, summed in float32.
 //
-// Computes the recipe whose queries, keys, values and P are all bfloat16, and leaves every other to
-// x86_avx512vnni_running.c. Same tiling: 4 rows x 64 keys, 4 rows x 64 channels, 8 loads for 16
-// vdpbf16ps. Pairs of channels (keys) and pairs of tokens (values) share a 32-bit lane.
-// Error against the portable kernel: the order of float32 sums, and vdpbf16ps flushes denormals.
+// Serves values and P in bfloat16 with queries and keys in bfloat16 or INT8, and leaves every other
+// recipe to x86_avx512vnni_running.c; the loop itself is x86_avx512_running_loop.h. Packed keys:
+// [token / 32][pair of channels][32 tokens], packed values: [pair of tokens][Dv].
+// Error against the portable loop: as said there, and vdpbf16ps flushes denormals.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,f16c"))), \
                              apply_to = function)
+#define RUNNING_BFLOAT16
 #include "kernels.h"
-#include "x86_avx512_float.h"
+#include "x86_avx512_running_loop.h"
 
-typedef struct {
-  _Alignas(64) uint32_t key[INTFA_MAX_DIMENSION / 2 * INTFA_MAX_TILE];    // [channel / 2][key]
-  _Alignas(64) uint32_t value[INTFA_MAX_TILE / 2 * INTFA_MAX_DIMENSION];  // [key / 2][width]
-  _Alignas(64) uint32_t query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION / 2];  // [row][channel / 2]
-} pair_tile;
-_Static_assert(sizeof(pair_tile) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
-               "fits intfa_scratch_bytes");
+static bool has_pair_values(const intfa_running_formats *f) {
+  return f->value == INTFA_BFLOAT16 && f->probability == INTFA_P_BFLOAT16 &&
+         (f->score == INTFA_BFLOAT16 || f->score == INTFA_INT8);
+}
+static bool has_pair_scores(const intfa_running_formats *f) {
+  return has_pair_values(f) && f->score == INTFA_BFLOAT16;
+}
 
-typedef struct {
-  _Alignas(64) uint32_t p[ROWS][INTFA_MAX_TILE / 2];
-} pair_rows;
+// ---------------------------------------------------------------------------------- packing
 
-// Channels 32 * block ... of a row as 16 pairs of bfloat16.
-INLINE __m512i load_pairs(const intfa_rows *rows, int64_t row, int32_t dimension, int32_t block) {
+int64_t intfa_running_key_bytes__avx512bf16(const intfa_running_formats *formats, int64_t tokens,
+                                            int32_t dimension) {
+  if (!has_pair_scores(formats))
+    return intfa_running_key_bytes__avx512vnni(formats, tokens, dimension);
+  return padded(tokens, INTFA_PACK_UNIT) * query_lanes(dimension, PAIRS) * 4;
+}
+int64_t intfa_running_value_bytes__avx512bf16(const intfa_running_formats *formats, int64_t tokens,
+                                              int32_t dimension) {
+  if (!has_pair_values(formats))
+    return intfa_running_value_bytes__avx512vnni(formats, tokens, dimension);
+  return padded(tokens, INTFA_PACK_UNIT) * padded(dimension, 64) * 2;
+}
+
+// Channels 32 * block ... of a row as 16 pairs of bfloat16; zeros where there is no such row.
+INLINE __m512i pair_lanes(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension,
+                          int32_t block) {
+  if (row >= end) return _mm512_setzero_si512();
   if (rows->format == INTFA_BFLOAT16) {
     const int32_t left = dimension - 32 * block;
-    const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
-    return _mm512_maskz_loadu_epi16(mask, (const uint16_t *)rows->base + row * rows->stride + 32 * block);
+    const __mmask32 mask = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
+    const uint16_t *base = (const uint16_t *)rows->base + row * rows->stride;
+    return _mm512_maskz_loadu_epi16(mask, base + 32 * block);
   }
   return (__m512i)_mm512_cvtne2ps_pbh(load_chunk(rows, row, dimension, 2 * block + 1),
                                       load_chunk(rows, row, dimension, 2 * block));
 }
 
-static void load_keys(const intfa_attend_running *a, int64_t begin, int64_t end, pair_tile *tile) {
-  const int32_t d = a->head_dimension, count = (int32_t)(end - begin);
-  for (int32_t first = 0; first < padded(count, KEYS); first += 16)
-    for (int32_t block = 0; 32 * block < d; block++) {
+void intfa_pack_running_keys__avx512bf16(const intfa_pack_running *a) {
+  if (!has_pair_scores(&a->formats)) {
+    intfa_pack_running_keys__avx512vnni(a);
+    return;
+  }
+  const int32_t lanes = query_lanes(a->dimension, PAIRS);
+  for (int64_t first = a->begin; first < a->end; first += 16) {
+    for (int32_t i = 16; i < 32; i++) prefetch_row(&a->rows, first + i, a->end, a->dimension);
+    for (int32_t block = 0; 16 * block < lanes; block++) {
+      __m512i rows[16];
+      for (int32_t i = 0; i < 16; i++)
+        rows[i] = pair_lanes(&a->rows, first + i, a->end, a->dimension, block);
+      store_key_lanes(a->target, first, lanes, block, rows);
+    }
+  }
+  clear_key_padding(a->target, a->end, lanes);
+}
+
+void intfa_pack_running_values__avx512bf16(const intfa_pack_running *a) {
+  if (!has_pair_values(&a->formats)) {
+    intfa_pack_running_values__avx512vnni(a);
+    return;
+  }
+  const int32_t width = (int32_t)padded(a->dimension, 64);
+  const int64_t end = padded(a->end, SUB);
+  for (int64_t token = a->begin; token < end; token += 2) {
+    for (int32_t i = 16; i < 18; i++) prefetch_row(&a->rows, token + i, a->end, a->dimension);
+    for (int32_t block = 0; 32 * block < width; block++) {
+      __m512i even = pair_lanes(&a->rows, token, a->end, a->dimension, block);
+      __m512i odd = pair_lanes(&a->rows, token + 1, a->end, a->dimension, block);
+      store_value_pairs((uint32_t *)a->target + token / 2 * width + 32 * block, even, odd);
+    }
+  }
+}
+
+static void pack_pair_queries(const intfa_attend_running *a) {
+  running_state *s = a->scratch;
+  const int32_t d = a->head_dimension, lanes = query_lanes(d, PAIRS);
+  const __m512i sign = _mm512_set1_epi32(query_sign(a) < 0 ? (int32_t)0x80008000 : 0);
+  const __m512i kept = _mm512_set1_epi32(query_sign(a) != 0 ? -1 : 0);
+  for (int32_t row = 0; row < a->rows; row += 16)
+    for (int32_t block = 0; 16 * block < lanes; block++) {
       __m512i rows[16];
       for (int32_t i = 0; i < 16; i++) {
-        int64_t row = begin + first + i;
-        rows[i] = row < end ? load_pairs(&a->key, row, d, block) : _mm512_setzero_si512();
+        __m512i x = pair_lanes(&a->query, row + i, a->rows, d, block);
+        rows[i] = _mm512_and_si512(_mm512_xor_si512(x, sign), kept);
       }
-      transpose16(rows);
-      for (int32_t i = 0; i < 16 && 32 * block + 2 * i < d; i++)
-        _mm512_store_si512(tile->key + (16 * block + i) * INTFA_MAX_TILE + first, rows[i]);
+      store_query_lanes(s->query, row, lanes, block, rows);
     }
 }
 
-INLINE __m512i load_value(const intfa_attend_running *a, int64_t row, int64_t end, int32_t chunk) {
-  if (row >= end || 16 * chunk >= a->value_dimension) return _mm512_setzero_si512();
-  __m256i x = (__m256i)_mm512_cvtneps_pbh(load_chunk(&a->value, row, a->value_dimension, chunk));
-  return _mm512_cvtepu16_epi32(x);
-}
-
-static void load_values(const intfa_attend_running *a, int64_t begin, int64_t end, int32_t width,
-                        pair_tile *tile) {
-  for (int64_t row = begin; row < end; row += 2)
-    for (int32_t chunk = 0; 16 * chunk < width; chunk++) {
-      __m512i second = _mm512_slli_epi32(load_value(a, row + 1, end, chunk), 16);
-      _mm512_store_si512(tile->value + (row - begin) / 2 * width + 16 * chunk,
-                         _mm512_or_si512(load_value(a, row, end, chunk), second));
-    }
-}
-
-// All rows of the call, once; rows of padding are zero.
-static void load_queries(const intfa_attend_running *a, int32_t stride, pair_tile *tile) {
-  const intfa_rows query = {a->query, a->head_dimension, INTFA_FLOAT32};
-  for (int32_t r = 0; r < padded(a->rows, ROWS); r++)
-    for (int32_t block = 0; 32 * block < a->head_dimension; block++) {
-      __m512i pairs = _mm512_setzero_si512();
-      if (r < a->rows) pairs = load_pairs(&query, r, a->head_dimension, block);
-      _mm512_store_si512(tile->query + r * stride + 16 * block, pairs);
-    }
-}
-
-INLINE void score_rows(const intfa_attend_running *a, row_group *g, const uint32_t *query,
-                       int32_t stride, const pair_tile *tile, int64_t begin, int32_t offset,
-                       int64_t end) {
-  __m512 acc[ROWS][4];
-  UNROLL for (int i = 0; i < ROWS; i++)
-    UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
-  const uint32_t *k = tile->key + offset;
-  KEEP_LOOP for (int32_t c = 0; 2 * c < a->head_dimension; c++, k += INTFA_MAX_TILE) {
-    __m512bh k0 = (__m512bh)_mm512_load_si512(k), k1 = (__m512bh)_mm512_load_si512(k + 16);
-    __m512bh k2 = (__m512bh)_mm512_load_si512(k + 32), k3 = (__m512bh)_mm512_load_si512(k + 48);
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      __m512bh q = (__m512bh)_mm512_set1_epi32((int32_t)query[i * stride + c]);
-      acc[i][0] = _mm512_dpbf16_ps(acc[i][0], k0, q);
-      acc[i][1] = _mm512_dpbf16_ps(acc[i][1], k1, q);
-      acc[i][2] = _mm512_dpbf16_ps(acc[i][2], k2, q);
-      acc[i][3] = _mm512_dpbf16_ps(acc[i][3], k3, q);
-    }
-  }
-  store_logits(a, g, acc, begin, offset, end);
-}
-
-// P is bfloat16 already, held as float32.
-INLINE void pack_probabilities(const row_group *g, pair_rows *pairs, int32_t count) {
-  for (int32_t i = 0; i < ROWS; i++)
-    for (int32_t j = 0; j < count; j += 32)
-      _mm512_store_si512(pairs->p[i] + j / 2,
-                         (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(g->p[i] + j + 16),
-                                                      _mm512_load_ps(g->p[i] + j)));
-}
-
-INLINE void add_rows(const intfa_attend_running *a, const row_group *g, const pair_rows *pairs,
-                     const pair_tile *tile, int32_t row, int32_t rows, int32_t width, int32_t first,
-                     int32_t last) {
-  KEEP_LOOP for (int32_t c = 0; c < width; c += 64) {
-    __m512 acc[ROWS][4];
-    UNROLL for (int i = 0; i < ROWS; i++)
-      UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
-    KEEP_LOOP for (int32_t pair = first / 2; 2 * pair < last; pair++) {
-      const uint32_t *v = tile->value + (int64_t)pair * width + c;
-      __m512bh v0 = (__m512bh)_mm512_load_si512(v), v1 = (__m512bh)_mm512_load_si512(v + 16);
-      __m512bh v2 = (__m512bh)_mm512_load_si512(v + 32), v3 = (__m512bh)_mm512_load_si512(v + 48);
-      UNROLL for (int i = 0; i < ROWS; i++) {
-        __m512bh p = (__m512bh)_mm512_set1_epi32((int32_t)pairs->p[i][pair]);
-        acc[i][0] = _mm512_dpbf16_ps(acc[i][0], v0, p);
-        acc[i][1] = _mm512_dpbf16_ps(acc[i][1], v1, p);
-        acc[i][2] = _mm512_dpbf16_ps(acc[i][2], v2, p);
-        acc[i][3] = _mm512_dpbf16_ps(acc[i][3], v3, p);
-      }
-    }
-    store_values(a, g, acc, row, rows, c);
-  }
-}
-
-static void attend_bfloat16(const intfa_attend_running *a) {
-  pair_tile *tile = a->scratch;
-  row_group g;
-  pair_rows pairs;
-  const int32_t width = (int32_t)padded(a->value_dimension, 64);
-  const int32_t stride = (int32_t)padded(a->head_dimension, 32) / 2;
-  load_queries(a, stride, tile);
-  for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
-    end = tile_end(begin, a->key_end, a->first_tile, a->tile);
-    load_keys(a, begin, end, tile);
-    load_values(a, begin, end, width, tile);
-    for (int32_t row = 0; row < a->rows; row += ROWS) {
-      const int32_t rows = a->rows - row < ROWS ? a->rows - row : ROWS;
-      const int64_t first = visible_keys(&a->visible, row, begin, end).begin;
-      const int64_t last = visible_keys(&a->visible, row + rows - 1, begin, end).end;
-      if (first >= last) continue;
-      const int32_t count = (int32_t)padded(last - begin, KEYS);
-      for (int32_t i = 0; i < ROWS; i++) load_row_scales(a, row, i, &g);
-      for (int32_t offset = 0; offset < count; offset += KEYS)
-        score_rows(a, &g, tile->query + row * stride, stride, tile, begin, offset, end);
-      softmax_rows(INTFA_P_BFLOAT16, a, &g, row, begin, end, count);
-      pack_probabilities(&g, &pairs, count);
-      add_rows(a, &g, &pairs, tile, row, rows, width, (int32_t)(first - begin), (int32_t)(last - begin));
-    }
-  }
-}
+// ---------------------------------------------------------------------------------- the loop
 
 void intfa_attend_running__avx512bf16(const intfa_attend_running *a) {
-  const bool is_bfloat16 = a->score == INTFA_SCORE_FLOAT && a->key_round == INTFA_BFLOAT16 &&
-                           a->value_round == INTFA_BFLOAT16 && a->probability == INTFA_P_BFLOAT16;
-  if (is_bfloat16)
-    attend_bfloat16(a);
-  else
+  if (!has_pair_values(&a->formats)) {
     intfa_attend_running__avx512vnni(a);
+    return;
+  }
+  prepare_running_rows(a);
+  if (has_pair_scores(&a->formats)) {
+    pack_pair_queries(a);
+    attend_running((running_kind){PAIRS, PAIRS, INTFA_P_BFLOAT16, false}, a);
+  } else {
+    pack_code_queries(a);
+    attend_running((running_kind){QUADS, PAIRS, INTFA_P_BFLOAT16, true}, a);
+  }
 }
 #pragma clang attribute pop
 #endif

@@ -18,10 +18,18 @@ enum {
 // Where the weights of keys 4 * four ... 4 * four + 3 of 64 stand once their logits are narrowed
 // 32 -> 16 -> 8 bits: two packs interleave the 128-bit quarters of four registers.
 INLINE int32_t p_offset(int32_t four) { return 16 * (four % 4) + 4 * (four / 4); }
+// From the order of keys to that of their weights and back.
+INLINE __m512i dword_order(void) {
+  return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
+
+// Integer tiles of at most this many rows are bound by memory, and have a loop of their own.
+enum { FEW_ROWS = 16 };
+void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a);
 
 // Bytes of 64 tokens stored in four bits; see x86_avx512vnni_pack.c.
-INLINE int64_t int4_key_unit_bytes(int32_t stride) { return (int64_t)stride * (KEYS / 2 + 4); }
-INLINE int64_t int4_value_unit_bytes(int32_t width) { return (int64_t)width * (KEYS / 2 + 8); }
+INLINE int32_t int4_key_unit_bytes(int32_t stride) { return stride * (KEYS / 2 + 4); }
+INLINE int32_t int4_value_unit_bytes(int32_t width) { return width * (KEYS / 2 + 8); }
 // INT8 codes of 64 tokens as they would be packed, from four bits.
 void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes);
 void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int8_t *codes);

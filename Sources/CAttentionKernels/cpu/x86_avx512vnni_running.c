@@ -1,161 +1,140 @@
-// Float tile loop with 512-bit fused multiply-add: P against the running row maximum.
+// The loop of the running maximum on AVX-512 VNNI: float32 products, and INT8 products of Q.K and P.V.
 //
-// Serves every recipe of attend_running. Operands are rounded to their format and kept as float32, so
-// products of 16-bit formats are exact; INT8 codes are small integers, whose sums stay below 2^24 and
-// so are exact too. A register tile is 4 rows x 64 keys for scores and 4 rows x 64 channels for
-// values: 8 loads for 16 multiply-adds, which two load ports and two multiply ports sustain.
-// Error against the portable kernel: the order of float32 sums, about 1e-6 of the result.
+// Serves every recipe of attend_running. 16-bit and 8-bit floats are rounded when they are packed and
+// kept as float32, so their products are exact; the loop itself is x86_avx512_running_loop.h.
+// Packed keys: [token / 32][lane][32 tokens], a lane one channel or four codes + 128. Packed values:
+// [lane of tokens][Dv], a lane one float or the codes of four tokens. D is padded to 8 lanes, Dv to 64,
+// tokens to 32, with zeros.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
-#include "x86_avx512_float.h"
+#include "kernels.h"
+#include "x86_avx512_running_loop.h"
 
-typedef struct {
-  _Alignas(64) float key[INTFA_MAX_DIMENSION * INTFA_MAX_TILE];    // [channel][key of the tile]
-  _Alignas(64) float value[INTFA_MAX_TILE * INTFA_MAX_DIMENSION];  // [key of the tile][width]
-} float_tile;
+// ---------------------------------------------------------------------------------- packing
 
-// ---------------------------------------------------------------------------------- tiles
+INLINE lane_kind lanes_for(intfa_format format) { return format == INTFA_INT8 ? QUADS : FLOATS; }
 
-INLINE __m512 code_chunk(const int8_t *codes, int32_t dimension, int32_t chunk) {
-  __m128i bytes = _mm_maskz_loadu_epi8(lanes_of(dimension, chunk), codes + 16 * chunk);
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+int64_t intfa_running_key_bytes__avx512vnni(const intfa_running_formats *formats, int64_t tokens,
+                                            int32_t dimension) {
+  return padded(tokens, INTFA_PACK_UNIT) * query_lanes(dimension, lanes_for(formats->score)) * 4;
+}
+int64_t intfa_running_value_bytes__avx512vnni(const intfa_running_formats *formats, int64_t tokens,
+                                              int32_t dimension) {
+  return padded(tokens, INTFA_PACK_UNIT) * padded(dimension, 64) * 4 / lanes_for(formats->value);
 }
 
-// Keys of [begin, end), transposed; keys beyond the end are zero.
-static void load_keys(const intfa_attend_running *a, int64_t begin, int64_t end, float_tile *tile) {
-  const int32_t d = a->head_dimension, count = (int32_t)(end - begin);
-  const __m512 multiplier = _mm512_set1_ps(a->key_multiplier);
-  for (int32_t first = 0; first < padded(count, KEYS); first += 16)
-    for (int32_t chunk = 0; 16 * chunk < d; chunk++) {
+// Sixteen channels of a row, rounded; zeros where there is no such row.
+INLINE __m512i float_lanes(const intfa_rows *rows, int64_t row, int64_t end, int32_t dimension,
+                           int32_t chunk, float multiplier, intfa_format round) {
+  if (row >= end) return _mm512_setzero_si512();
+  __m512 x = _mm512_mul_ps(load_chunk(rows, row, dimension, chunk), _mm512_set1_ps(multiplier));
+  return _mm512_castps_si512(round_x16(x, round));
+}
+
+void intfa_pack_running_keys__avx512vnni(const intfa_pack_running *a) {
+  const bool is_int8 = a->formats.score == INTFA_INT8;
+  const int32_t lanes = query_lanes(a->dimension, lanes_for(a->formats.score));
+  for (int64_t first = a->begin; first < a->end; first += 16) {
+    for (int32_t i = 16; i < 32 && !is_int8; i++)
+      prefetch_row(&a->rows, first + i, a->end, a->dimension);
+    for (int32_t chunk = 0; 16 * chunk < lanes; chunk++) {
       __m512i rows[16];
       for (int32_t i = 0; i < 16; i++) {
-        __m512 x = _mm512_setzero_ps();
-        int64_t row = begin + first + i;
-        if (row < end && a->score == INTFA_SCORE_INT8)
-          x = code_chunk(a->key_codes + row * d, d, chunk);
-        else if (row < end)
-          x = round_x16(_mm512_mul_ps(load_chunk(&a->key, row, d, chunk), multiplier), a->key_round);
-        rows[i] = _mm512_castps_si512(x);
+        const int64_t token = first + i;
+        rows[i] = is_int8 ? _mm512_xor_si512(load_codes(a->codes + (token - a->begin) * a->dimension,
+                                                        token < a->end ? a->dimension : 0, chunk),
+                                             _mm512_set1_epi8(-128))
+                          : float_lanes(&a->rows, token, a->end, a->dimension, chunk, a->multiplier,
+                                        a->formats.score);
       }
-      transpose16(rows);
-      for (int32_t i = 0; i < 16 && 16 * chunk + i < d; i++)
-        _mm512_store_si512(tile->key + (16 * chunk + i) * INTFA_MAX_TILE + first, rows[i]);
-    }
-}
-
-static void load_values(const intfa_attend_running *a, int64_t begin, int64_t end, int32_t width,
-                        float_tile *tile) {
-  const int32_t d = a->value_dimension;
-  const __m512 multiplier = _mm512_set1_ps(a->value_multiplier);
-  for (int64_t row = begin; row < end; row++)
-    for (int32_t chunk = 0; 16 * chunk < width; chunk++) {
-      __m512 x = _mm512_setzero_ps();
-      if (16 * chunk < d && a->probability == INTFA_P_INT8)
-        x = code_chunk(a->value_codes + row * d, d, chunk);
-      else if (16 * chunk < d)
-        x = round_x16(_mm512_mul_ps(load_chunk(&a->value, row, d, chunk), multiplier), a->value_round);
-      _mm512_store_ps(tile->value + (row - begin) * width + 16 * chunk, x);
-    }
-}
-
-// ---------------------------------------------------------------------------------- four rows
-
-// Four query rows as float32: where they lie, or converted from codes.
-typedef struct {
-  const float *row[ROWS];
-  _Alignas(64) float converted[ROWS][INTFA_MAX_DIMENSION];
-} query_rows;
-
-static void load_queries(const intfa_attend_running *a, int32_t row, row_group *g, query_rows *q) {
-  const int32_t d = a->head_dimension;
-  for (int32_t i = 0; i < ROWS; i++) {
-    const int64_t at = (int64_t)load_row_scales(a, row, i, g) * d;
-    q->row[i] = a->score == INTFA_SCORE_INT8 ? q->converted[i] : a->query + at;
-    if (a->score == INTFA_SCORE_INT8)
-      for (int32_t chunk = 0; 16 * chunk < d; chunk++)
-        _mm512_store_ps(q->converted[i] + 16 * chunk, code_chunk(a->query_codes + at, d, chunk));
-  }
-}
-
-// Logits of 4 rows x 64 keys from key `offset` of the tile.
-INLINE void score_rows(const intfa_attend_running *a, row_group *g, const query_rows *queries,
-                       const float_tile *tile, int64_t begin, int32_t offset, int64_t end) {
-  __m512 acc[ROWS][4];
-  UNROLL for (int i = 0; i < ROWS; i++)
-    UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
-  const float *k = tile->key + offset;
-  KEEP_LOOP for (int32_t c = 0; c < a->head_dimension; c++, k += INTFA_MAX_TILE) {
-    __m512 k0 = _mm512_load_ps(k), k1 = _mm512_load_ps(k + 16);
-    __m512 k2 = _mm512_load_ps(k + 32), k3 = _mm512_load_ps(k + 48);
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      __m512 q = _mm512_set1_ps(queries->row[i][c]);
-      acc[i][0] = _mm512_fmadd_ps(q, k0, acc[i][0]);
-      acc[i][1] = _mm512_fmadd_ps(q, k1, acc[i][1]);
-      acc[i][2] = _mm512_fmadd_ps(q, k2, acc[i][2]);
-      acc[i][3] = _mm512_fmadd_ps(q, k3, acc[i][3]);
+      store_key_lanes(a->target, first, lanes, chunk, rows);
     }
   }
-  store_logits(a, g, acc, begin, offset, end);
+  clear_key_padding(a->target, a->end, lanes);
 }
 
-// out = keep * out + p x values, for `rows` of four.
-INLINE void add_rows(const intfa_attend_running *a, const row_group *g, const float_tile *tile,
-                     int32_t row, int32_t rows, int32_t width, int32_t first, int32_t last) {
-  KEEP_LOOP for (int32_t c = 0; c < width; c += 64) {
-    __m512 acc[ROWS][4];
-    UNROLL for (int i = 0; i < ROWS; i++)
-      UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
-    const float *v = tile->value + (int64_t)first * width + c;
-    KEEP_LOOP for (int32_t j = first; j < last; j++, v += width) {
-      __m512 v0 = _mm512_load_ps(v), v1 = _mm512_load_ps(v + 16);
-      __m512 v2 = _mm512_load_ps(v + 32), v3 = _mm512_load_ps(v + 48);
-      UNROLL for (int i = 0; i < ROWS; i++) {
-        __m512 p = _mm512_set1_ps(g->p[i][j]);
-        acc[i][0] = _mm512_fmadd_ps(p, v0, acc[i][0]);
-        acc[i][1] = _mm512_fmadd_ps(p, v1, acc[i][1]);
-        acc[i][2] = _mm512_fmadd_ps(p, v2, acc[i][2]);
-        acc[i][3] = _mm512_fmadd_ps(p, v3, acc[i][3]);
+void intfa_pack_running_values__avx512vnni(const intfa_pack_running *a) {
+  const int32_t d = a->dimension, width = (int32_t)padded(d, 64);
+  const int64_t end = padded(a->end, SUB);
+  if (a->formats.value != INTFA_INT8) {
+    for (int64_t token = a->begin; token < end; token++) {
+      prefetch_row(&a->rows, token + 16, a->end, d);
+      for (int32_t chunk = 0; 16 * chunk < width; chunk++)
+        _mm512_store_si512((float *)a->target + token * width + 16 * chunk,
+                           float_lanes(&a->rows, token, a->end, d, chunk, a->multiplier,
+                                       a->formats.value));
+    }
+    return;
+  }
+  for (int64_t token = a->begin; token < end; token += 4)
+    for (int32_t c = 0; c < width; c += 16) {
+      __m128i row[4];
+      for (int32_t i = 0; i < 4; i++) {
+        __mmask16 mask = token + i < a->end ? lanes_of(d, c / 16) : 0;
+        row[i] = _mm_maskz_loadu_epi8(mask, a->codes + (token + i - a->begin) * d + c);
       }
+      __m128i ab = _mm_unpacklo_epi8(row[0], row[1]), AB = _mm_unpackhi_epi8(row[0], row[1]);
+      __m128i cd = _mm_unpacklo_epi8(row[2], row[3]), CD = _mm_unpackhi_epi8(row[2], row[3]);
+      __m128i *to = (__m128i *)((int8_t *)a->target + token * width + 4 * c);
+      _mm_store_si128(to, _mm_unpacklo_epi16(ab, cd));
+      _mm_store_si128(to + 1, _mm_unpackhi_epi16(ab, cd));
+      _mm_store_si128(to + 2, _mm_unpacklo_epi16(AB, CD));
+      _mm_store_si128(to + 3, _mm_unpackhi_epi16(AB, CD));
     }
-    store_values(a, g, acc, row, rows, c);
-  }
+}
+
+static void pack_float_queries(const intfa_attend_running *a) {
+  running_state *s = a->scratch;
+  const int32_t d = a->head_dimension, lanes = query_lanes(d, FLOATS);
+  const float multiplier = a->query_multiplier * query_sign(a);
+  for (int32_t row = 0; row < a->rows; row += 16)
+    for (int32_t chunk = 0; 16 * chunk < lanes; chunk++) {
+      __m512i rows[16];
+      for (int32_t i = 0; i < 16; i++)
+        rows[i] = float_lanes(&a->query, row + i, a->rows, d, chunk, multiplier, a->formats.score);
+      store_query_lanes(s->query, row, lanes, chunk, rows);
+    }
 }
 
 // ---------------------------------------------------------------------------------- the loop
 
-INLINE void attend(const intfa_probability format, const intfa_attend_running *a) {
-  float_tile *tile = a->scratch;
-  row_group g;
-  query_rows queries;
-  const int32_t width = (int32_t)padded(a->value_dimension, 64);
-  for (int64_t begin = a->key_begin, end; begin < a->key_end; begin = end) {
-    end = tile_end(begin, a->key_end, a->first_tile, a->tile);
-    load_keys(a, begin, end, tile);
-    load_values(a, begin, end, width, tile);
-    for (int32_t row = 0; row < a->rows; row += ROWS) {
-      const int32_t rows = a->rows - row < ROWS ? a->rows - row : ROWS;
-      const int64_t first = visible_keys(&a->visible, row, begin, end).begin;
-      const int64_t last = visible_keys(&a->visible, row + rows - 1, begin, end).end;
-      if (first >= last) continue;
-      const int32_t count = (int32_t)padded(last - begin, KEYS);
-      load_queries(a, row, &g, &queries);
-      for (int32_t offset = 0; offset < count; offset += KEYS)
-        score_rows(a, &g, &queries, tile, begin, offset, end);
-      softmax_rows(format, a, &g, row, begin, end, count);
-      add_rows(a, &g, tile, row, rows, width, (int32_t)(first - begin), (int32_t)(last - begin));
-    }
-  }
+static bool has_positive_scales(const intfa_attend_running *a) {
+  for (int32_t r = 0; r < a->rows; r++)
+    if (!(a->query_scale[r] > 0)) return false;
+  return true;
 }
 
-// One copy per format of P.
+#define ATTEND(score, value, probability) \
+  attend_running((running_kind){score, value, probability, score == QUADS}, a)
+
+// The paper's recipe, which has no bias: scale the scores once less.
+static void attend_int8(const intfa_attend_running *a) {
+  if (a->bias || !has_positive_scales(a))
+    ATTEND(QUADS, QUADS, INTFA_P_INT8);
+  else
+    attend_running((running_kind){QUADS, QUADS, INTFA_P_INT8, false}, a);
+}
+
 void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
-  switch (a->probability) {
-    case INTFA_P_FLOAT32: attend(INTFA_P_FLOAT32, a); return;
-    case INTFA_P_FLOAT16: attend(INTFA_P_FLOAT16, a); return;
-    case INTFA_P_BFLOAT16: attend(INTFA_P_BFLOAT16, a); return;
-    case INTFA_P_FLOAT8: attend(INTFA_P_FLOAT8, a); return;
-    case INTFA_P_INT8: attend(INTFA_P_INT8, a); return;
+  prepare_running_rows(a);
+  if (a->formats.score == INTFA_INT8) {
+    pack_code_queries(a);
+    switch (a->formats.probability) {
+      case INTFA_P_FLOAT32: ATTEND(QUADS, FLOATS, INTFA_P_FLOAT32); return;
+      case INTFA_P_FLOAT16: ATTEND(QUADS, FLOATS, INTFA_P_FLOAT16); return;
+      case INTFA_P_BFLOAT16: ATTEND(QUADS, FLOATS, INTFA_P_BFLOAT16); return;
+      case INTFA_P_FLOAT8: ATTEND(QUADS, FLOATS, INTFA_P_FLOAT8); return;
+      case INTFA_P_INT8: attend_int8(a); return;
+    }
+  }
+  pack_float_queries(a);
+  switch (a->formats.probability) {
+    case INTFA_P_FLOAT32: ATTEND(FLOATS, FLOATS, INTFA_P_FLOAT32); return;
+    case INTFA_P_FLOAT16: ATTEND(FLOATS, FLOATS, INTFA_P_FLOAT16); return;
+    case INTFA_P_BFLOAT16: ATTEND(FLOATS, FLOATS, INTFA_P_BFLOAT16); return;
+    case INTFA_P_FLOAT8: ATTEND(FLOATS, FLOATS, INTFA_P_FLOAT8); return;
+    case INTFA_P_INT8: ATTEND(FLOATS, QUADS, INTFA_P_INT8); return;
   }
 }
 #pragma clang attribute pop

@@ -8,33 +8,11 @@
 // two on the float path: p = 2^(logit - reference).
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "attention_masks.h"
+#include "attention_running.h"
+#include "attention_types.h"
 
 #pragma GCC visibility push(hidden)
-
-enum {
-  INTFA_MAX_DIMENSION = 256,
-  INTFA_MAX_TILE = 128,
-  INTFA_MAX_ROWS = 256,    // query rows of one call of attend_tiles or attend_running
-  INTFA_KEY_GROUP = 32,    // tokens that share step and offset of one 4-bit key channel
-  INTFA_VALUE_GROUP = 16,  // channels of one token that share step and offset of 4-bit values
-  INTFA_PACK_UNIT = 64,    // tokens that are packed together
-  INTFA_OUT_UNIT = 64,     // floats that rows of `out` are padded to
-  INTFA_ROW_UNIT = 4,      // rows that buffers of rows are padded to
-  INTFA_SUM_BLOCK = 256    // rows that are summed one after the other before block sums are added
-};
-
-// Storage of float rows, and the format that a value is rounded to before it is used.
-typedef enum { INTFA_FLOAT32, INTFA_FLOAT16, INTFA_BFLOAT16, INTFA_FLOAT8 } intfa_format;
-
-// Rows of a caller's tensor: `stride` elements apart, unit stride inside a row.
-typedef struct {
-  const void *base;
-  int64_t stride;
-  intfa_format format;  // never INTFA_FLOAT8
-} intfa_rows;
 
 // ---------------------------------------------------------------------------------- pre-pass
 
@@ -44,7 +22,8 @@ typedef struct {
   int64_t begin, end;
   int32_t dimension;
   float limit;          // a magnitude that must not be reached; NaN and infinity reach it
-  float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL
+  float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL,
+                        // and NULL where row_maxima is not
   float *largest;       // [1] largest magnitude; or NULL
   int64_t *first_bad;   // [1] first row with an element that reaches `limit`, or -1
   bool rotates;         // for row_maxima
@@ -98,14 +77,6 @@ typedef struct {
 
 // ---------------------------------------------------------------------------------- tile loop
 
-// Keys that the rows of a query block see: with i = r / rows_per_step, row r sees
-// [first + i * step, end + i * step), clipped. Rows of several query heads that share keys and values
-// come side by side, token by token.
-typedef struct {
-  int64_t first, end, step;
-  int32_t rows_per_step;  // at least 1
-} intfa_visible;
-
 // One query block against the keys [key_begin, key_end) of one key/value head, all in `int8` codes.
 // Rows of `query` are readable up to a multiple of INTFA_ROW_UNIT, arrays over keys up to one of
 // INTFA_PACK_UNIT.
@@ -114,6 +85,7 @@ typedef struct {
   int64_t key_begin, key_end;  // key_begin is a tile boundary
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
+  const intfa_key_mask *mask;  // or NULL
   // Where keys lie: tokens 64 * u ... 64 * u + 63 are the units[u]th of `key`, `value` and every array
   // over keys; NULL where they lie in order.
   const int32_t *units;
@@ -134,43 +106,8 @@ typedef struct {
   int64_t out_stride;          // at least Dv, a multiple of INTFA_OUT_UNIT
   float *total;                // [rows] sum of gain * p * n
   float *reference;            // [rows] exponent reference of both, in steps; -inf at first
-  void *scratch;               // intfa_scratch_bytes()
+  void *scratch;               // INTFA_SCRATCH_BYTES
 } intfa_attend_tiles;
-
-// What multiplies and what is multiplied on the float path.
-typedef enum { INTFA_SCORE_INT8, INTFA_SCORE_FLOAT } intfa_score_kind;
-typedef enum { INTFA_P_FLOAT32, INTFA_P_FLOAT16, INTFA_P_BFLOAT16, INTFA_P_FLOAT8, INTFA_P_INT8 }
-    intfa_probability;
-
-// One query block against keys [key_begin, key_end) with P relative to the running row maximum.
-typedef struct {
-  int32_t rows, head_dimension, value_dimension;
-  int64_t key_begin, key_end;
-  int32_t first_tile, tile;
-  intfa_visible visible;
-  intfa_score_kind score;
-  intfa_probability probability;
-  const int8_t *query_codes;   // INTFA_SCORE_INT8: [rows][D]
-  const float *query_scale;    // [rows] multiplies every product of the row; log2 units
-  const int8_t *key_codes;     // INTFA_SCORE_INT8: [key][D]
-  const float *key_scale;      // INTFA_SCORE_INT8: [key]
-  const float *bias;           // [key] log2 units, or NULL
-  const float *query;          // INTFA_SCORE_FLOAT: [rows][D], rounded to the format
-  intfa_rows key;              // INTFA_SCORE_FLOAT: the caller's rows
-  intfa_format key_round;      // INTFA_SCORE_FLOAT
-  float key_multiplier;        // INTFA_SCORE_FLOAT: applied before rounding
-  const int8_t *value_codes;   // INTFA_P_INT8: [key][Dv]
-  intfa_rows value;            // otherwise the caller's rows
-  intfa_format value_round;
-  float value_multiplier;
-  float softcap;               // log2 units; 0 for none
-  const float *row_shift;      // [rows] log2 units, added before the cap; or NULL
-  float *out;                  // [rows][out_stride]
-  int64_t out_stride;
-  float *total;                // [rows]
-  float *reference;            // [rows] running maximum in log2 units; -1e30 at first
-  void *scratch;
-} intfa_attend_running;
 
 // Adds the partial result `from` to `into`: both keep their own exponent reference.
 typedef struct {
@@ -215,6 +152,10 @@ typedef struct {
   void (*pack_keys)(const intfa_pack *);
   void (*pack_values)(const intfa_pack *);
   void (*attend_tiles)(const intfa_attend_tiles *);
+  int64_t (*running_key_bytes)(const intfa_running_formats *, int64_t tokens, int32_t dimension);
+  int64_t (*running_value_bytes)(const intfa_running_formats *, int64_t tokens, int32_t dimension);
+  void (*pack_running_keys)(const intfa_pack_running *);
+  void (*pack_running_values)(const intfa_pack_running *);
   void (*attend_running)(const intfa_attend_running *);
   void (*merge)(const intfa_merge *);
   void (*finish)(const intfa_finish *);
@@ -235,8 +176,6 @@ typedef enum {
 // The kernels of an instruction set, or NULL where this build or this machine does not have it.
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
 
-// Bytes of scratch that attend_tiles and attend_running of any instruction set need, 64-aligned.
-int64_t intfa_scratch_bytes(void);
 
 // Rows converted to float32, multiplied, and rounded to a format.
 void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,

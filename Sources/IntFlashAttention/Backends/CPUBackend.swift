@@ -164,7 +164,7 @@ enum CPUMethod: Hashable, Sendable {
         "finish",
       ]
     case .running(.int8, _): ["survey", "quantize", "attend_running", "finish"]
-    case .running(.float, _): ["survey", "attend_running", "finish"]
+    case .running(.float, _): ["survey", "pack", "attend_running", "finish"]
     }
   }
 }

@@ -2,26 +2,31 @@ internal import CAttentionKernels
 
 extension CPUCall {
   /// One block of query rows of one head, and the memory of the thread that works on it.
-  private struct Block {
+  @safe
+  struct Block {
     let head: Int
     let begin: Int
     let rows: Int
     let seat: Int
     let visible: intfa_visible
+    let mask: UnsafePointer<intfa_key_mask>?
+    /// The number of the query block.
+    let index: Int
   }
 
-  /// The tile loop: one item per query head and block, the longest first under a causal mask.
+  /// The tile loop: one item per query head and block, under a causal mask the longest of a head first.
   func attend() {
-    let heads = kernel.queryHeadCount
+    // Head after head, so that the keys and values of one stay in the second-level cache.
     forEachItem(kernel.attendItemCount) { item, seat in
-      let range = kernel.tileSizes.queryRows(ofBlock: item / heads, queryLength: shape.queryLength)
+      let (head, index) = item.quotientAndRemainder(dividingBy: kernel.queryBlockCount)
+      let range = kernel.tileSizes.queryRows(ofBlock: index, queryLength: shape.queryLength)
       let begin = range.lowerBound
       let seen = kernel.descriptor.options.mask.visibility(
         queryLength: shape.queryLength,
         keyValueLength: shape.keyValueLength
       )
-      let block = Block(
-        head: item % heads,
+      let block = unsafe Block(
+        head: head,
         begin: begin,
         rows: range.count,
         seat: seat,
@@ -29,8 +34,11 @@ extension CPUCall {
           first: Int64(seen.first + begin * seen.step),
           end: Int64(seen.end + begin * seen.step),
           step: Int64(seen.step),
+          least_end: Int64(seen.leastEnd),
           rows_per_step: 1
-        )
+        ),
+        mask: keyMask(head: head, firstRow: begin, rows: range.count, seat: seat),
+        index: index
       )
       prepareQueries(block)
       attend(block)
@@ -42,7 +50,7 @@ extension CPUCall {
 
   private func prepareQueries(_ block: Block) {
     let head = block.head
-    var source = unsafe rows(operands.query, head: head)
+    let source = unsafe rows(operands.query, head: head)
     let scales = unsafe place(layout.queryScales, seat: block.seat)
     unsafe findRowShifts(block, source)
     switch kernel.method {
@@ -61,30 +69,12 @@ extension CPUCall {
       unsafe kernels.quantize(&arguments)
       for row in 0..<block.rows { unsafe scales[row] *= logitUnit }
     case .running(.float(let format), _):
+      // The tile loop rounds the rows itself.
       let multiplier = operandMultiplier(format, .query, head: head)
       let keyMultiplier = operandMultiplier(format, .key, head: keyHead(ofQueryHead: head))
-      unsafe intfa_load_rows(
-        &source,
-        Int64(block.begin),
-        Int64(block.begin + block.rows),
-        Int32(shape.headDimension),
-        multiplier,
-        format.kernelFormat,
-        place(layout.queryRows, seat: block.seat)
-      )
       let scale = logitUnit / multiplier / keyMultiplier
       for row in 0..<block.rows { unsafe scales[row] = scale }
     }
-  }
-
-  /// What a float operand is multiplied by before it is rounded: 1, or FP8's levels / max.
-  private func operandMultiplier(
-    _ format: OperandFormat,
-    _ tensor: InputCheck.Tensor,
-    head: Int
-  ) -> Float {
-    guard case .float8 = format else { return 1 }
-    return format.levels / max(largestMagnitude(tensor, head: head), HeadCodes.smallestMaximum)
   }
 
   /// q · kbar per row: what centring the keys took out of the logits.
@@ -93,7 +83,7 @@ extension CPUCall {
   /// it back; the softmax itself does not.
   private func findRowShifts(_ block: Block, _ source: intfa_rows) {
     let isCapped = kernel.descriptor.options.softcap != nil
-    guard isCapped || operands.logSumExp != nil else { return }
+    guard isCapped || operands.logSumExp != nil || operands.sinks != nil else { return }
     let shifts = unsafe place(layout.rowShifts, seat: block.seat)
     let scaled = unsafe place(layout.scaledShifts, seat: block.seat)
     let queries = unsafe place(layout.queryRows, seat: block.seat)
@@ -129,7 +119,8 @@ extension CPUCall {
   private func attend(_ block: Block) {
     let keys = shape.keyValueLength
     let first = min(max(Int(block.visible.first), 0), keys)
-    let end = Int(block.visible.end) + (block.rows - 1) * Int(block.visible.step)
+    let lastEnd = Int(block.visible.end) + (block.rows - 1) * Int(block.visible.step)
+    let end = max(lastEnd, Int(block.visible.least_end))
     let seen = first..<max(min(end, keys), first)
     clear(block, part: 0)
     var index = 0
@@ -140,14 +131,22 @@ extension CPUCall {
       guard !wanted.isEmpty else { continue }
       if part == 1 { clear(block, part: 1) }
       let start = recipe.tileStart(of: wanted.lowerBound, tileLength: tileLength(block))
-      let range = start..<wanted.upperBound
-      switch kernel.method {
-      case .tiles: attendTiles(block, range, part: part)
-      case .running(let scores, let values):
-        attendRunning(block, range, part: part, scores: scores, values: values)
+      forEachShownRange(
+        of: start..<wanted.upperBound,
+        head: block.head,
+        block: block.index,
+        tileLength: tileLength(block)
+      ) { range in
+        switch kernel.method {
+        case .tiles: attendTiles(block, range, part: part)
+        case .running: attendRunning(block, range, part: part)
+        }
       }
       if part == 1 { merge(block) }
     }
+    guard operands.sinks != nil else { return }
+    clear(block, part: 1)
+    if writeSink(head: block.head, rows: block.rows, seat: block.seat) { merge(block) }
   }
 
   /// Keys of every tile but the first.
@@ -169,7 +168,7 @@ extension CPUCall {
     unsafe reference.update(repeating: start, count: rows)
   }
 
-  private var kernelSoftcap: Float {
+  var kernelSoftcap: Float {
     (kernel.descriptor.options.softcap ?? 0) * Self.log2e * kernel.method.logitSteps
   }
 
@@ -184,6 +183,7 @@ extension CPUCall {
     unsafe arguments.first_tile = Int32(recipe.firstTileLength)
     unsafe arguments.tile = Int32(tileLength(block))
     unsafe arguments.visible = block.visible
+    unsafe arguments.mask = block.mask
     unsafe arguments.query = UnsafePointer(place(layout.queryCodes, seat: seat, as: Int8.self))
     unsafe arguments.query_scale = UnsafePointer(place(layout.queryScales, seat: seat))
     unsafe arguments.key = UnsafeRawPointer(place(layout.keyCodes, shared, as: UInt8.self))
@@ -218,67 +218,6 @@ extension CPUCall {
     if recipe.queryCentering == .head { return unsafe place(layout.biases, head) }
     return unsafe kernel.descriptor.options.softcap == nil
       ? place(layout.folds, keyHead(ofQueryHead: head)) : place(layout.biases)
-  }
-
-  private func attendRunning(
-    _ block: Block,
-    _ keys: Range<Int>,
-    part: Int,
-    scores: CPUMethod.Scores,
-    values: CPUMethod.Values
-  ) {
-    let (head, shared, seat) = (block.head, keyHead(ofQueryHead: block.head), block.seat)
-    var arguments = unsafe intfa_attend_running()
-    unsafe arguments.rows = Int32(block.rows)
-    unsafe arguments.head_dimension = Int32(shape.headDimension)
-    unsafe arguments.value_dimension = Int32(shape.valueDimension)
-    unsafe arguments.key_begin = Int64(keys.lowerBound)
-    unsafe arguments.key_end = Int64(keys.upperBound)
-    unsafe arguments.first_tile = Int32(recipe.firstTileLength)
-    unsafe arguments.tile = Int32(recipe.tileLength)
-    unsafe arguments.visible = block.visible
-    unsafe arguments.query_scale = UnsafePointer(place(layout.queryScales, seat: seat))
-    switch scores {
-    case .int8:
-      unsafe arguments.score = INTFA_SCORE_INT8
-      unsafe arguments.query_codes = UnsafePointer(
-        place(layout.queryCodes, seat: seat, as: Int8.self)
-      )
-      unsafe arguments.key_codes = UnsafePointer(place(layout.keyCodes, shared, as: Int8.self))
-      unsafe arguments.key_scale = UnsafePointer(place(layout.keyScales, shared))
-      if recipe.queryCentering == .head {
-        unsafe arguments.bias = UnsafePointer(place(layout.biases, head))
-      }
-    case .float(let format):
-      unsafe arguments.score = INTFA_SCORE_FLOAT
-      unsafe arguments.query = UnsafePointer(place(layout.queryRows, seat: seat))
-      unsafe arguments.key = rows(operands.key, head: shared)
-      unsafe arguments.key_round = format.kernelFormat
-      unsafe arguments.key_multiplier = operandMultiplier(format, .key, head: shared)
-    }
-    unsafe arguments.probability = recipe.probability.kernelFormat
-    switch values {
-    case .int8:
-      unsafe arguments.value_codes = UnsafePointer(
-        place(layout.valueCodes, shared, as: Int8.self)
-      )
-    case .float(let format, _):
-      unsafe arguments.value = rows(operands.value, head: shared)
-      unsafe arguments.value_round = format.kernelFormat
-      unsafe arguments.value_multiplier = operandMultiplier(format, .value, head: shared)
-    }
-    if kernel.descriptor.options.softcap != nil {
-      unsafe arguments.softcap = kernelSoftcap
-      unsafe arguments.row_shift = UnsafePointer(place(layout.scaledShifts, seat: seat))
-    }
-    unsafe arguments.out = place(layout.out, seat: seat, part: part)
-    unsafe arguments.out_stride = Int64(layout.outStride)
-    unsafe arguments.total = place(layout.total, seat: seat, part: part)
-    unsafe arguments.reference = place(layout.reference, seat: seat, part: part)
-    unsafe arguments.scratch = UnsafeMutableRawPointer(
-      place(layout.scratch, seat: seat, as: UInt8.self)
-    )
-    unsafe kernels.attend_running(&arguments)
   }
 
   private func merge(_ block: Block) {

@@ -52,10 +52,7 @@ extension CPUCall {
   func quantizeValues(head: Int, piece: Int, seat: Int) {
     let range = pieceRows(piece, of: shape.keyValueLength)
     let dimension = shape.valueDimension
-    let codes =
-      unsafe kernel.method.isTiled
-      ? place(layout.codes, seat: seat, as: Int8.self)
-      : place(layout.valueCodes, head, as: Int8.self) + Int(range.begin) * dimension
+    let codes = unsafe place(layout.codes, seat: seat, as: Int8.self)
     var arguments = unsafe intfa_quantize()
     unsafe arguments.rows = rows(operands.value, head: head)
     unsafe arguments.begin = range.begin
@@ -65,7 +62,10 @@ extension CPUCall {
     unsafe arguments.multipliers = UnsafePointer(place(layout.valueMultipliers, head))
     unsafe arguments.codes = codes
     unsafe kernels.quantize(&arguments)
-    guard kernel.method.isTiled else { return }
+    guard kernel.method.isTiled else {
+      unsafe packRunning(.value, head: head, range, codes: codes)
+      return
+    }
     var packing = unsafe packing(codes, range, dimension, layout.valueCodes, head: head)
     unsafe packing.int4 = kernel.method.hasInt4Value
     unsafe kernels.pack_values(&packing)
@@ -79,31 +79,6 @@ extension ElementType {
     case .float16: INTFA_FLOAT16
     case .bfloat16: INTFA_BFLOAT16
     case .float32, .float8, .int8, .int4: INTFA_FLOAT32
-    }
-  }
-}
-
-extension OperandFormat {
-  /// What the kernels call the format that values are rounded to.
-  var kernelFormat: intfa_format {
-    switch self {
-    case .float16: INTFA_FLOAT16
-    case .bfloat16: INTFA_BFLOAT16
-    case .float8: INTFA_FLOAT8
-    case .float32, .int8, .int4, .int4Clipped, .int4Progressive: INTFA_FLOAT32
-    }
-  }
-}
-
-extension QuantizationRecipe.Probability {
-  /// What the kernels of the running maximum call it.
-  var kernelFormat: intfa_probability {
-    switch self {
-    case .float32: INTFA_P_FLOAT32
-    case .float16: INTFA_P_FLOAT16
-    case .bfloat16: INTFA_P_BFLOAT16
-    case .float8: INTFA_P_FLOAT8
-    case .signed8, .unsigned8: INTFA_P_INT8
     }
   }
 }

@@ -18,6 +18,8 @@ final class CPUCall: @unchecked Sendable {
   let kernels: intfa_cpu_kernels
   let shape: AttentionShape
   let recipe: QuantizationRecipe
+  /// Which keys the mask of the call hides from whole query blocks; nil without a mask.
+  let maskUnits: CPUMaskUnits?
 
   init(
     kernel: CPUKernel,
@@ -32,6 +34,13 @@ final class CPUCall: @unchecked Sendable {
     self.team = team
     shape = kernel.descriptor.shape
     recipe = kernel.descriptor.recipe
+    maskUnits = operands.mask.map {
+      CPUMaskUnits(
+        $0,
+        queryBlockCount: kernel.queryBlockCount,
+        keyValueLength: kernel.descriptor.shape.keyValueLength
+      )
+    }
     unsafe kernels = kernel.instructionSet.kernels
   }
 
@@ -56,14 +65,7 @@ final class CPUCall: @unchecked Sendable {
 
   /// Rows of one head of an operand; heads are numbered batch-major.
   func rows(_ operand: AttentionOperands.Operand, head: Int) -> intfa_rows {
-    let (batch, index) = head.quotientAndRemainder(dividingBy: operand.shape[1])
-    let offset = batch * operand.strides[0] + index * operand.strides[1]
-    let bytes = operand.elementType.bitWidth / 8
-    return unsafe intfa_rows(
-      base: UnsafeRawPointer(operand.base + offset * bytes),
-      stride: Int64(operand.strides[2]),
-      format: operand.elementType.kernelFormat
-    )
+    unsafe operand.rows(head: head)
   }
 
   func forEachItem(_ count: Int, _ body: (_ item: Int, _ seat: Int) -> Void) {
@@ -244,18 +246,19 @@ final class CPUCall: @unchecked Sendable {
 
   // MARK: Codes
 
-  /// Codes of keys and values, where the recipe has integers.
-  func quantize() {
-    let keyItems = kernel.method.hasIntegerScores ? kernel.keyHeadCount * kernel.keyPieceCount : 0
-    let valueItems = kernel.method.hasIntegerValues ? kernel.keyHeadCount * kernel.keyPieceCount : 0
-    forEachItem(keyItems + valueItems) { item, seat in
-      let isKey = item < keyItems
-      let (head, piece) = (isKey ? item : item - keyItems)
+  /// Keys and values as the tile loop reads them: codes where the recipe has integers, packed.
+  func pack() {
+    let items = kernel.keyHeadCount * kernel.keyPieceCount
+    forEachItem(2 * items) { item, seat in
+      let isKey = item < items
+      let (head, piece) = (isKey ? item : item - items)
         .quotientAndRemainder(dividingBy: kernel.keyPieceCount)
-      if isKey {
-        quantizeKeys(head: head, piece: piece, seat: seat)
-      } else {
-        quantizeValues(head: head, piece: piece, seat: seat)
+      switch (isKey, isKey ? kernel.method.hasIntegerScores : kernel.method.hasIntegerValues) {
+      case (true, true): quantizeKeys(head: head, piece: piece, seat: seat)
+      case (false, true): quantizeValues(head: head, piece: piece, seat: seat)
+      case (_, false):
+        let range = pieceRows(piece, of: shape.keyValueLength)
+        unsafe packRunning(isKey ? .key : .value, head: head, range, codes: nil)
       }
     }
   }
@@ -265,11 +268,7 @@ final class CPUCall: @unchecked Sendable {
     let (dimension, group) = (shape.headDimension, shape.groupSize)
     let range = pieceRows(piece, of: shape.keyValueLength)
     let begin = Int(range.begin)
-    // The tile loop has an order of its own; the running one reads codes row by row.
-    let codes =
-      unsafe kernel.method.isTiled
-      ? place(layout.codes, seat: seat, as: Int8.self)
-      : place(layout.keyCodes, head, as: Int8.self) + begin * dimension
+    let codes = unsafe place(layout.codes, seat: seat, as: Int8.self)
     var arguments = unsafe intfa_quantize()
     unsafe arguments.rows = rows(operands.key, head: head)
     unsafe arguments.begin = range.begin
@@ -293,7 +292,10 @@ final class CPUCall: @unchecked Sendable {
       }
     }
     unsafe kernels.quantize(&arguments)
-    guard kernel.method.isTiled else { return }
+    guard kernel.method.isTiled else {
+      unsafe packRunning(.key, head: head, range, codes: codes)
+      return
+    }
     var packing = unsafe packing(codes, range, dimension, layout.keyCodes, head: head)
     unsafe packing.int4 = kernel.method.hasInt4Key
     unsafe kernels.pack_keys(&packing)

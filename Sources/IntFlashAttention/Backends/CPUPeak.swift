@@ -22,8 +22,10 @@ package enum CPUPeak {
     else { return nil }
     let kind =
       switch method {
-      case .tiles: INTFA_PEAK_INT8
-      case .running(.float(.bfloat16), _):
+      case .tiles, .running(.int8, .int8): INTFA_PEAK_INT8
+      case .running(.int8, .float(.bfloat16, .bfloat16)),
+        .running(.float(.bfloat16), .float(.bfloat16, .bfloat16)):
+        // Where scores are INT8 this is the slower of two instructions.
         peak(INTFA_PEAK_BFLOAT16, 1) > 0 ? INTFA_PEAK_BFLOAT16 : INTFA_PEAK_FLOAT
       case .running: INTFA_PEAK_FLOAT
       }

@@ -19,13 +19,13 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var keySums = Region()  // [B·Hkv][sum blocks][D] float
   private(set) var largest = Region()  // [survey items] float
   private(set) var firstBad = Region()  // [survey items] Int64
-  private(set) var keyCodes = Region()  // [B·Hkv][Nk][D] int8, or 4-bit groups
+  private(set) var keyCodes = Region()  // [B·Hkv] keys as the kernels pack them
   private(set) var keyScales = Region()  // [B·Hkv][Nk] float
   private(set) var biases = Region()  // [B·Hq][Nk] float, or one row of zeros
   private(set) var folds = Region()  // [B·Hkv][Nk] float
   private(set) var valueMaxima = Region()  // [B·Hkv][Nk] float
   private(set) var valueMultipliers = Region()  // [B·Hkv][Nk] float
-  private(set) var valueCodes = Region()  // [B·Hkv][Nk][Dv] int8, or 4-bit tokens
+  private(set) var valueCodes = Region()  // [B·Hkv] values as the kernels pack them
   private(set) var weights = Region()  // [B·Hkv][Nk] int8
   private(set) var realWeights = Region()  // [B·Hkv][Nk] float
   private(set) var valueUnits = Region()  // [B·Hkv] float
@@ -43,6 +43,11 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var outStride = 0
   private(set) var total = Region()  // [2][block] float
   private(set) var reference = Region()  // [2][block] float
+  private(set) var keyMask = Region()  // [1] intfa_key_mask
+  private(set) var maskRows = Region()  // [block] pointer
+  private(set) var blockRows = Region()  // [block] pointer
+  private(set) var slopes = Region()  // [block] float
+  private(set) var positions = Region()  // [block] Int32
   private(set) var codes = Region()  // [pack rows][max(D, Dv)] int8, before they are packed
   private(set) var scratch = Region()
 
@@ -75,13 +80,13 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
       keySums = take(float * blocks * d, heads: keyHeads)
       keyMeans = take(float * d, heads: keyHeads)
     }
+    keyCodes = take(call.keyBytesPerHead, heads: keyHeads)
+    valueCodes = take(call.valueBytesPerHead, heads: keyHeads)
     if call.method.hasIntegerScores {
-      keyCodes = take(call.keyBytesPerHead, heads: keyHeads)
       keyScales = take(float * keys, heads: keyHeads)
       biases = take(float * keys, heads: recipe.queryCentering == .head ? queryHeads : 1)
     }
     if call.method.hasIntegerValues {
-      valueCodes = take(call.valueBytesPerHead, heads: keyHeads)
       valueMultipliers = take(float * keys, heads: keyHeads)
     }
     if case .tiles = call.method {
@@ -104,7 +109,12 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     out = take(float * block * outStride, heads: 2)
     total = take(float * block, heads: 2)
     reference = take(float * block, heads: 2)
-    if call.method.isTiled {
+    keyMask = unsafe take(MemoryLayout<intfa_key_mask>.stride)
+    maskRows = unsafe take(MemoryLayout<UnsafeRawPointer>.size * block)
+    blockRows = unsafe take(MemoryLayout<UnsafeRawPointer>.size * block)
+    slopes = take(float * block)
+    positions = take(MemoryLayout<Int32>.size * block)
+    if call.method.hasIntegerScores || call.method.hasIntegerValues {
       codes = take(call.tileSizes.packLength * max(d, dv))
     }
     scratch = take(call.scratchByteCount)

@@ -79,7 +79,7 @@ extension Precision {
         cosine: 0.9999,
         specification: 0.006,
         normal: 0.01,
-        rounding: 1e-4
+        rounding: 1e-3
       )
     case .int8QueryKeyPaper:
       AccuracyGate(

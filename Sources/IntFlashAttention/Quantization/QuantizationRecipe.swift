@@ -39,7 +39,8 @@ public struct QuantizationRecipe: Hashable, Sendable {
 
   /// What P is relative to.
   public enum Reference: Hashable, Sendable {
-    /// The largest logit of the row so far.
+    /// The largest logit of the row so far; where P is float32 or bfloat16, the next whole power of
+    /// two, so that the bits of P do not depend on when the maximum moved.
     case runningMaximum
     /// The largest logit of the row inside the tile, so that every tile uses all codes of P.
     case tileMaximum
@@ -120,6 +121,11 @@ public struct QuantizationRecipe: Hashable, Sendable {
     firstTileLength = 64
     tileLength = 64
     tilesPerSpan = nil
+  }
+
+  /// Whether the running maximum is rounded up to a whole power of two.
+  package var hasWholeReference: Bool {
+    reference == .runningMaximum && (probability == .float32 || probability == .bfloat16)
   }
 
   /// Keys of every tile but the first, for a head with or without outliers in its values.
