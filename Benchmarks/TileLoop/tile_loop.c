@@ -75,7 +75,8 @@ static void run(const intfa_cpu_kernels *kernels, const problem *p, int64_t n, b
   for (int64_t begin = 0; begin < n; begin += BLOCK) {
     intfa_attend_tiles a = p->call;
     a.rows = BLOCK;
-    a.visible = (intfa_visible){causal ? -n : 0, causal ? begin + 1 : n, causal, 1};
+    a.visible = (intfa_visible){.first = causal ? -n : 0, .end = causal ? begin + 1 : n, .step = causal,
+                                .rows_per_step = 1};
     a.key_end = causal ? begin + BLOCK : n;
     a.query = p->query + begin * a.head_dimension;
     a.query_scale = p->query_scale + begin;

@@ -32,6 +32,19 @@ static inline __attribute__((always_inline)) void add_row(const void *elements, 
     add_elements(elements, element, first, stride, unit, count, logit);
 }
 
+static inline int32_t mask_element_bytes(intfa_mask_element element) {
+  return element == INTFA_MASK_FLOAT32 ? 4 : element == INTFA_MASK_BOOLEAN ? 1 : 2;
+}
+
+// Rows of a mask lie far apart, so that a processor does not see by itself that a row's next keys are
+// wanted with the next tile.
+static inline void fetch_ahead_of(const void *elements, intfa_mask_element element, int64_t next,
+                                  int32_t count) {
+  const int32_t bytes = mask_element_bytes(element);
+  const char *at = (const char *)elements + next * bytes;
+  for (int32_t i = 0; i < count * bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+}
+
 // Changes the logits of `count` keys from `first` of row r. Hidden ones become -inf.
 static inline void mask_row(const intfa_key_mask *m, int32_t r, int64_t first, int32_t count,
                             float *logit) {
@@ -43,6 +56,7 @@ static inline void mask_row(const intfa_key_mask *m, int32_t r, int64_t first, i
   }
   if (m->elements) {
     const void *row = m->elements[r];
+    if (m->stride == 1) fetch_ahead_of(row, m->element, first + INTFA_MAX_TILE, count);
     switch (m->element) {
       case INTFA_MASK_FLOAT32:
         add_row(row, INTFA_MASK_FLOAT32, first, m->stride, m->unit, count, logit);
@@ -69,14 +83,36 @@ static inline void mask_row(const intfa_key_mask *m, int32_t r, int64_t first, i
   }
 }
 
+static inline __attribute__((always_inline)) bool any_shown(const void *elements,
+                                                            intfa_mask_element element, int64_t first,
+                                                            int64_t stride, int64_t count) {
+  int32_t seen = 0;
+  for (int64_t j = 0; j < count; j++)
+    seen |= mask_float(elements, (first + j) * stride, element) > INTFA_HIDDEN;
+  return seen;
+}
+static inline bool elements_show(const intfa_key_mask *m, int32_t r, int64_t first, int64_t end) {
+  const void *row = m->elements[r];
+  const int64_t count = end - first;
+  switch (m->stride == 1 ? (int)m->element : -1) {
+    case INTFA_MASK_FLOAT32: return any_shown(row, INTFA_MASK_FLOAT32, first, 1, count);
+    case INTFA_MASK_FLOAT16: return any_shown(row, INTFA_MASK_FLOAT16, first, 1, count);
+    case INTFA_MASK_BFLOAT16: return any_shown(row, INTFA_MASK_BFLOAT16, first, 1, count);
+    case INTFA_MASK_BOOLEAN: return any_shown(row, INTFA_MASK_BOOLEAN, first, 1, count);
+    default: return any_shown(row, m->element, first, m->stride, count);
+  }
+}
+
 // Whether one of the rows sees one of the keys [first, end).
 static inline bool mask_shows(const intfa_key_mask *m, int32_t first_row, int32_t end_row,
                               int64_t first, int64_t end) {
+  if (!m->blocks && !m->elements) return true;
   for (int32_t r = first_row; r < end_row; r++)
-    for (int64_t key = first; key < end; key++) {
+    for (int64_t key = first, stop; key < end; key = stop) {
+      stop = m->blocks ? (key / m->block_length + 1) * m->block_length : end;
+      stop = stop < end ? stop : end;
       if (m->blocks && !m->blocks[r][key / m->block_length]) continue;
-      if (!m->elements || mask_float(m->elements[r], key * m->stride, m->element) > INTFA_HIDDEN)
-        return true;
+      if (!m->elements || elements_show(m, r, key, stop)) return true;
     }
   return false;
 }

@@ -204,13 +204,14 @@ static void cap_logits(float *logit, float scale, float shift, float softcap) {
 // What the mask does to the logits of keys [begin, end) of row i, in the units that they are stored in.
 static void add_mask(const intfa_attend_running *a, int32_t row, int32_t i, float scale, int64_t begin,
                      int64_t end, int64_t first_key, int32_t parts, running_group *g) {
+  const float inverse = 1 / scale;
   for (int32_t part = 0; part < parts; part++) {
     const int64_t first = first_key + part * SUB, stop = first + SUB < end ? first + SUB : end;
     const int32_t skipped = first < begin ? (int32_t)(begin - first) : 0;
     float *logit = g->logit[part][i];
     for (int32_t k = 0; k < SUB; k++) logit[k] *= scale;
     mask_row(a->mask, row + i, first + skipped, (int32_t)(stop - first) - skipped, logit + skipped);
-    for (int32_t k = 0; k < SUB; k++) logit[k] /= scale;
+    for (int32_t k = 0; k < SUB; k++) logit[k] *= inverse;
   }
 }
 
