@@ -15,7 +15,7 @@ typedef struct {
   score_kind scores;
   mask_kind mask;
   weight_kind weights;
-  bool int4_key, int4_value, caps, has_units, has_key_mask;
+  bool int4_key, int4_value, caps, has_units, has_mask;
 } problem;
 
 // What all sets read: codes in token order, arrays over keys in units where a table says so. Beyond the
@@ -25,7 +25,7 @@ typedef struct {
   float *query_scale, *row_shift, *key_scale, *bias, *fold, *real_weight;
   intfa_visible visible;
   int32_t *units;
-  intfa_key_mask *key_mask;
+  intfa_key_mask *mask;
 } operands;
 
 typedef struct {
@@ -57,20 +57,19 @@ static float bias(const problem *p, int64_t j, generator *g) {
 static intfa_visible visible(const problem *p, generator *g) {
   const int32_t together = random_below(g, 3) ? 1 : 1 + random_below(g, 5);
   const int64_t offset = p->keys - p->rows / together;
+  const int64_t least = random_below(g, 4) ? 0 : random_below(g, p->keys + 1);
   switch (p->mask) {
-    case CAUSAL: return (intfa_visible){.first = -1000, .end = offset + 1, .step = 1, .rows_per_step = together};
+    case CAUSAL: return (intfa_visible){-1000, offset + 1, 1, least, together};
     case WINDOW: {
       int64_t left = random_below(g, p->keys + 1), right = random_below(g, 20);
-      return (intfa_visible){
-          .first = offset - left, .end = offset + right + 1, .step = 1, .rows_per_step = together};
+      return (intfa_visible){offset - left, offset + right + 1, 1, least, together};
     }
     // The diagonal anywhere: rows that see nothing, and rows beyond the last key.
     case UNEVEN: {
       int64_t end = random_below(g, p->keys + p->rows) - p->rows + 1;
-      return (intfa_visible){
-          .first = end - 1 - random_below(g, 40), .end = end, .step = 1, .rows_per_step = together};
+      return (intfa_visible){end - 1 - random_below(g, 40), end, 1, least, together};
     }
-    default: return (intfa_visible){.end = p->keys, .rows_per_step = 1};
+    default: return (intfa_visible){0, p->keys, 0, least, 1};
   }
 }
 
@@ -93,25 +92,6 @@ static int32_t *make_units(const problem *p, generator *g) {
   return units;
 }
 
-// Slopes, and elements of which about a third hide their key; a row now and then sees none.
-static intfa_key_mask *make_key_mask(const problem *p, generator *g) {
-  float *slopes = take(sizeof(float) * (size_t)p->rows);
-  int32_t *positions = take(sizeof(int32_t) * (size_t)p->rows);
-  const void **rows = take(sizeof(void *) * (size_t)p->rows);
-  uint8_t *elements = take((size_t)p->rows * (size_t)p->keys);
-  for (int32_t r = 0; r < p->rows; r++, elements += p->keys) {
-    const bool sees_none = random_below(g, 16) == 0;
-    for (int32_t j = 0; j < p->keys; j++) elements[j] = !sees_none && random_below(g, 3) > 0;
-    slopes[r] = random_between(g, 0, 2);
-    positions[r] = random_below(g, p->keys + 1);
-    rows[r] = elements;
-  }
-  intfa_key_mask *mask = take(sizeof *mask);
-  *mask = (intfa_key_mask){.elements = rows, .stride = 1, .element = INTFA_MASK_BOOLEAN, .unit = 64,
-                           .slopes = slopes, .positions = positions};
-  return mask;
-}
-
 static operands make_operands(const problem *p, generator *g) {
   const size_t keys = (size_t)p->keys, unit = (size_t)capacity(p);
   operands o = {
@@ -126,6 +106,7 @@ static operands make_operands(const problem *p, generator *g) {
       .fold = take(sizeof(float) * unit),
       .real_weight = take(sizeof(float) * unit),
       .units = p->has_units ? make_units(p, g) : NULL,
+      .mask = p->has_mask ? random_mask(g, p->rows, p->keys, 92.3f) : NULL,
   };
   for (int64_t i = 0; i < (int64_t)p->rows * p->d; i++) o.query[i] = code(p, g);
   for (int64_t i = 0; i < (int64_t)keys * p->d; i++)
@@ -145,7 +126,6 @@ static operands make_operands(const problem *p, generator *g) {
     o.real_weight[at] = random_between(g, 0, 127);
   }
   o.visible = visible(p, g);
-  o.key_mask = p->has_key_mask ? make_key_mask(p, g) : NULL;
   return o;
 }
 
@@ -193,7 +173,7 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .tile = p->tile,
       .visible = o->visible,
       .units = o->units,
-      .mask = o->key_mask,
+      .mask = o->mask,
       .query = o->query,
       .query_scale = o->query_scale,
       .key = keys.target,
@@ -230,7 +210,7 @@ static void compare(const problem *p, const kernel_sets *sets, generator *g) {
              p->rows, p->keys, p->d, p->dv, p->first_tile, p->tile, score_names[p->scores],
              mask_names[p->mask], weight_names[p->weights], p->int4_key ? ", int4 keys" : "",
              p->int4_value ? ", int4 values" : "", p->caps ? ", softcap" : "",
-             p->has_units ? ", units" : "", p->has_key_mask ? ", key mask" : "");
+             p->has_units ? ", units" : "", p->has_mask ? ", mask" : "");
   operands o = make_operands(p, g);
   result expected = attend(p, &o, sets->kernels[0]);
   for (int i = 1; i < sets->count; i++) {
@@ -276,7 +256,7 @@ void compare_attend_tiles(const kernel_sets *sets) {
         .int4_value = random_below(&g, 6) == 0,
         .caps = random_below(&g, 4) == 0,
         .has_units = random_below(&g, 3) == 0,
-        .has_key_mask = random_below(&g, 4) == 0,
+        .has_mask = random_below(&g, 4) == 0,
     };
     compare(&p, sets, &g);
   }

@@ -102,6 +102,53 @@ static void report_illegal(int signal) {
   fail("an instruction that this processor does not have");
 }
 
+// ---------------------------------------------------------------------------------- masks
+
+intfa_key_mask *random_mask(generator *g, int32_t rows, int64_t keys, float unit) {
+  const intfa_mask_element element = (intfa_mask_element)random_below(g, 4);
+  const int64_t stride = 1 + random_below(g, 2), blocks = (keys + 31) / 32;
+  const size_t bytes = element == INTFA_MASK_FLOAT32 ? 4 : element == INTFA_MASK_BOOLEAN ? 1 : 2;
+  const size_t row_bytes = (size_t)(keys * stride) * bytes;
+  uint8_t *all_elements = take(row_bytes * (size_t)rows), *all_blocks = take((size_t)(blocks * rows));
+  const void **elements = take(sizeof(void *) * (size_t)rows);
+  const uint8_t **shown = take(sizeof(void *) * (size_t)rows);
+  float *slopes = take(sizeof(float) * (size_t)rows);
+  int32_t *positions = take(sizeof(int32_t) * (size_t)rows);
+  const int32_t hiding = random_below(g, 4);  // rows that see nothing among them
+  for (int32_t r = 0; r < rows; r++) {
+    uint8_t *row = all_elements + (size_t)r * row_bytes, *block = all_blocks + r * blocks;
+    for (int64_t i = 0; i < keys * stride; i++) {
+      const bool hides = random_below(g, 4) < hiding || (hiding && r % 7 == 3);
+      float x = hides ? -__builtin_inff() : random_between(g, -2, 2);
+      uint32_t bits;
+      memcpy(&bits, &x, sizeof bits);
+      uint16_t half = hides ? 0xFC00 : (uint16_t)(random_below(g, 2) << 15 | random_below(g, 0x4000));
+      if (element == INTFA_MASK_BFLOAT16) half = (uint16_t)(bits >> 16);
+      const uint8_t shows = !hides;
+      const void *source = bytes == 4 ? (void *)&bits : bytes == 2 ? (void *)&half : (void *)&shows;
+      memcpy(row + (size_t)i * bytes, source, bytes);
+    }
+    for (int64_t b = 0; b < blocks; b++) block[b] = random_below(g, 3) > 0;
+    elements[r] = row;
+    shown[r] = block;
+    slopes[r] = random_between(g, 0, unit);
+    positions[r] = random_below(g, (int32_t)keys);
+  }
+  const int32_t parts = 1 + random_below(g, 7);
+  intfa_key_mask *m = take(sizeof *m);
+  *m = (intfa_key_mask){
+      .elements = parts & 1 ? elements : NULL,
+      .stride = stride,
+      .element = element,
+      .unit = unit,
+      .blocks = parts & 2 ? shown : NULL,
+      .block_length = 32,
+      .slopes = parts & 4 ? slopes : NULL,
+      .positions = positions,
+  };
+  return m;
+}
+
 // ---------------------------------------------------------------------------------- comparison
 
 void compare_floats(const char *set, const char *name, const float *actual, const float *expected,
@@ -189,6 +236,7 @@ int main(int count, char **arguments) {
   run_peaks(&sets);
   compare_prepass(&sets);
   compare_attend_tiles(&sets);
+  compare_attend_running(&sets);
   printf("%lld cases, %lld values compared, no difference\n", (long long)case_count,
          (long long)element_count);
   printf("digest of the portable results: %016llx\n", (unsigned long long)digest_state);

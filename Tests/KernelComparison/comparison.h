@@ -57,7 +57,13 @@ void compare_bytes(const char *set, const char *name, const void *actual, const 
 // Adds to the digest of all portable results, which is the same on every architecture.
 void digest(const void *bytes, size_t count);
 
+// ---------------------------------------------------------------------------------- masks
+
+// Elements of every kind (of which some hide their key), blocks and slopes, each present or absent.
+intfa_key_mask *random_mask(generator *, int32_t rows, int64_t keys, float unit);
+
 // ---------------------------------------------------------------------------------- suites
 
 void compare_prepass(const kernel_sets *);
 void compare_attend_tiles(const kernel_sets *);
+void compare_attend_running(const kernel_sets *);

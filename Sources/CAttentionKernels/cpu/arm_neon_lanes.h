@@ -3,6 +3,7 @@
 //   LANE_ROWS  rows that a register of four sums covers: 1 (sdot) or 2 (smmla)
 #pragma once
 #include "arm_neon_exp2.h"
+#include "key_mask.h"
 #include "online_softmax.h"
 #include "portable.h"
 
@@ -34,8 +35,7 @@ typedef struct {
   _Alignas(64) float scale[INTFA_MAX_ROWS * 4 / LANE_ROWS];  // one register per GROUPS
   _Alignas(64) int8_t query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION];
 } state;
-_Static_assert(sizeof(state) <= sizeof(float) * 2 * INTFA_MAX_TILE * INTFA_MAX_DIMENSION,
-               "fits intfa_scratch_bytes");
+_Static_assert(sizeof(state) <= INTFA_SCRATCH_BYTES, "fits the scratch memory");
 
 INLINE int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 

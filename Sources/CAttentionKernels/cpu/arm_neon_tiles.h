@@ -62,27 +62,6 @@ static __attribute__((noinline)) void cap_logits(const intfa_attend_tiles *a, gr
   }
 }
 
-// Logits with what the mask adds to them, row by row; then the maxima are taken anew.
-static __attribute__((noinline)) void add_mask(const intfa_attend_tiles *a, group *g, int32_t row,
-                                               int32_t groups, int64_t from, int64_t to, int64_t end,
-                                               float32x4_t *top) {
-  const int32_t count = (int32_t)((to < end ? to : end) - from);
-  for (int32_t i = 0; i < groups; i++) {
-    for (int32_t r = 0; r < LANE_ROWS && row + i * LANE_ROWS + r < a->rows; r++) {
-      float *at[INTFA_MAX_TILE], logits[INTFA_MAX_TILE];
-      for (int32_t lane = 0; lane < 4; lane++)
-        for (int32_t j = lane_key(lane); lane_row(lane) == r && j < count; j += LANE_KEYS)
-          at[j] = g->logit[i] + (j - lane_key(lane)) * LANE_ROWS + lane;
-      for (int32_t j = 0; j < count; j++) logits[j] = *at[j];
-      mask_row(a->mask, row + i * LANE_ROWS + r, from, count, logits);
-      for (int32_t j = 0; j < count; j++) *at[j] = logits[j];
-    }
-    top[i] = vdupq_n_f32(-__builtin_inff());
-    for (int64_t j = from; j < to; j += LANE_KEYS)
-      top[i] = vmaxnmq_f32(top[i], vld1q_f32(g->logit[i] + (j - from) * LANE_ROWS));
-  }
-}
-
 // Logits of keys that a row does not see become -inf; then the maxima are taken anew.
 static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, group *g, int32_t row,
                                                   int32_t groups, int64_t begin, int64_t end,
@@ -105,6 +84,27 @@ static __attribute__((noinline)) void mask_logits(const intfa_attend_tiles *a, g
       top[i] = vmaxnmq_f32(top[i], x);
       keys = vaddq_s32(keys, vdupq_n_s32(LANE_KEYS));
     }
+  }
+}
+
+// Logits with what the mask adds to them; then the maxima are taken anew.
+static __attribute__((noinline)) void add_mask(const intfa_attend_tiles *a, group *g, int32_t row,
+                                               int32_t groups, int64_t begin, int64_t end,
+                                               int64_t from, int64_t to, float32x4_t *top) {
+  const int64_t first = from > begin ? from : begin, stop = to < end ? to : end;
+  for (int32_t r = 0; r < groups * LANE_ROWS && row + r < a->rows; r++) {
+    float line[INTFA_MAX_TILE];
+    float *logit = g->logit[r / LANE_ROWS] + r % LANE_ROWS * LANE_KEYS;
+    for (int64_t j = first; j < stop; j++)
+      line[j - first] = logit[(j - from) / LANE_KEYS * 4 + (j - from) % LANE_KEYS];
+    mask_row(a->mask, row + r, first, (int32_t)(stop - first), line);
+    for (int64_t j = first; j < stop; j++)
+      logit[(j - from) / LANE_KEYS * 4 + (j - from) % LANE_KEYS] = line[j - first];
+  }
+  for (int32_t i = 0; i < groups; i++) {
+    top[i] = vdupq_n_f32(-__builtin_inff());
+    for (int64_t j = from; j < to; j += LANE_KEYS)
+      top[i] = vmaxnmq_f32(top[i], vld1q_f32(g->logit[i] + (j - from) * LANE_ROWS));
   }
 }
 
@@ -221,7 +221,7 @@ INLINE void attend_rows(const int R, const intfa_attend_tiles *a, state *s, int3
   UNROLL for (int i = 0; i < R / LANE_ROWS; i++) top[i] = vdupq_n_f32(-__builtin_inff());
   score(R, a, s, row, from, to, top);
   if (a->softcap > 0) cap_logits(a, g, row, R / LANE_ROWS, from, to, top);
-  if (a->mask) add_mask(a, g, row, R / LANE_ROWS, from, to, end, top);
+  if (a->mask) add_mask(a, g, row, R / LANE_ROWS, begin, end, from, to, top);
   if (last_seen.begin > from || first_seen.end < to)
     mask_logits(a, g, row, R / LANE_ROWS, begin, end, from, to, top);
   choose_gain(R, a, g, row, top);

@@ -21,7 +21,6 @@
 #if defined(__aarch64__)
 #include "arm_targets.h"
 #include "kernels.h"
-#include "key_mask.h"
 
 TARGET_DOTPROD
 enum { LANE_ROWS = 1, KEY_PIECE = 4 };

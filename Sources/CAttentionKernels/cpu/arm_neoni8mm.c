@@ -23,7 +23,6 @@
 #if defined(__aarch64__)
 #include "arm_targets.h"
 #include "kernels.h"
-#include "key_mask.h"
 
 TARGET_I8MM
 enum { LANE_ROWS = 2, KEY_PIECE = 8 };

@@ -96,11 +96,11 @@ static bool has_avx512vnni(void) {
       .pack_keys = intfa_pack_keys__##set,               \
       .pack_values = intfa_pack_values__##set,           \
       .attend_tiles = intfa_attend_tiles__##set,         \
-      .running_key_bytes = intfa_running_key_bytes__portable,      \
-      .running_value_bytes = intfa_running_value_bytes__portable,  \
-      .pack_running_keys = intfa_pack_running_keys__portable,      \
-      .pack_running_values = intfa_pack_running_values__portable,  \
-      .attend_running = intfa_attend_running__portable,  \
+      .running_key_bytes = intfa_running_key_bytes__neon,      \
+      .running_value_bytes = intfa_running_value_bytes__neon,  \
+      .pack_running_keys = intfa_pack_running_keys__neon,      \
+      .pack_running_values = intfa_pack_running_values__neon,  \
+      .attend_running = intfa_attend_running__neon,      \
       .merge = intfa_merge__portable,                    \
       .finish = intfa_finish__neon,                      \
       .peak = intfa_peak__##set,                         \

@@ -43,9 +43,15 @@ void intfa_pack_values__avxvnni(const intfa_pack *);
 void intfa_attend_tiles__avxvnni(const intfa_attend_tiles *);
 void intfa_attend_running__avxvnni(const intfa_attend_running *);
 int64_t intfa_peak__avxvnni(intfa_peak_kind, int64_t rounds);
+
 void intfa_survey__neon(const intfa_survey *);
 void intfa_quantize__neon(const intfa_quantize *);
 void intfa_finish__neon(const intfa_finish *);
+int64_t intfa_running_key_bytes__neon(const intfa_running_formats *, int64_t tokens, int32_t dimension);
+int64_t intfa_running_value_bytes__neon(const intfa_running_formats *, int64_t tokens, int32_t dimension);
+void intfa_pack_running_keys__neon(const intfa_pack_running *);
+void intfa_pack_running_values__neon(const intfa_pack_running *);
+void intfa_attend_running__neon(const intfa_attend_running *);
 
 int64_t intfa_key_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
 int64_t intfa_value_bytes__neondotprod(int64_t tokens, int32_t dimension, bool int4);
