@@ -121,12 +121,13 @@ enum CPUMethod: Hashable, Sendable {
   private init?(tiles recipe: QuantizationRecipe) {
     let int4Key = recipe.key == .int4Progressive(tokens: 32, channels: 1)
     let int4Value = recipe.value == .int4Progressive(tokens: 1, channels: 16)
-    let groupsFit =
-      recipe.firstTileLength.isMultiple(of: 32) && recipe.tileLength.isMultiple(of: 32)
+    // Tiles are made of packed units.
+    let unit = Int(INTFA_PACK_UNIT)
     guard recipe.query == .int8(.token),
-      int4Key ? groupsFit : recipe.key == .int8(.token),
+      int4Key || recipe.key == .int8(.token),
       int4Value || recipe.value == .int8(.token),
-      recipe.rowSum == .automatic
+      recipe.rowSum == .automatic,
+      recipe.firstTileLength.isMultiple(of: unit), recipe.tileLength.isMultiple(of: unit)
     else { return nil }
     self = .tiles(int4Key: int4Key, int4Value: int4Value)
   }
