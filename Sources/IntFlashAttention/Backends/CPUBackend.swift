@@ -108,7 +108,10 @@ enum CPUMethod: Hashable, Sendable {
   /// nil where no kernel computes the recipe.
   init?(_ recipe: QuantizationRecipe) {
     let lengths = [recipe.firstTileLength, recipe.tileLength]
-    guard lengths.allSatisfy({ $0 <= Int(INTFA_MAX_TILE) }) else { return nil }
+    // Tiles are made of packed units.
+    guard
+      lengths.allSatisfy({ $0 <= Int(INTFA_MAX_TILE) && $0.isMultiple(of: Int(INTFA_PACK_UNIT)) })
+    else { return nil }
     let centring = recipe.queryCentering
     guard centring == .none || centring == .head else { return nil }
     if recipe.exponential == .table64 {
@@ -121,13 +124,10 @@ enum CPUMethod: Hashable, Sendable {
   private init?(tiles recipe: QuantizationRecipe) {
     let int4Key = recipe.key == .int4Progressive(tokens: 32, channels: 1)
     let int4Value = recipe.value == .int4Progressive(tokens: 1, channels: 16)
-    // Tiles are made of packed units.
-    let unit = Int(INTFA_PACK_UNIT)
     guard recipe.query == .int8(.token),
       int4Key || recipe.key == .int8(.token),
       int4Value || recipe.value == .int8(.token),
-      recipe.rowSum == .automatic,
-      recipe.firstTileLength.isMultiple(of: unit), recipe.tileLength.isMultiple(of: unit)
+      recipe.rowSum == .automatic
     else { return nil }
     self = .tiles(int4Key: int4Key, int4Value: int4Value)
   }

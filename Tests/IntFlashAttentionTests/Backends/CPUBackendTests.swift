@@ -150,8 +150,10 @@ import Testing
     longTiles.tileLength = 256
     var splitUnit = Precision.int8.recipe
     splitUnit.firstTileLength = 32
+    var oddTiles = Precision.float16.recipe
+    oddTiles.tileLength = 37
     for recipe in [
-      longTiles, splitUnit, Precision.int4QueryKey.recipe, Precision.int8.specification,
+      longTiles, splitUnit, oddTiles, Precision.int4QueryKey.recipe, Precision.int8.specification,
     ] {
       let error = #expect(throws: AttentionError.self) {
         try AttentionPlan(shape, recipe: recipe, on: CPUBackend())
