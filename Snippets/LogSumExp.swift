@@ -1,5 +1,4 @@
 // Attention over two halves of the keys, merged by their log-sum-exps.
-import Foundation
 import IntFlashAttention
 
 let shape = try AttentionShape(
@@ -37,16 +36,23 @@ func attend(keys range: Range<Int>, _ precision: Precision) throws -> ([Float], 
   return (output.copyFloats(), logSumExp.copyFloats())
 }
 
-let (left, leftSum) = try attend(keys: 0..<256, .int8)
-let (right, rightSum) = try attend(keys: 256..<512, .int8)
-let merged = left.indices.map { index in
-  // Each half counts by its share of the whole softmax: exp(lse) / (exp(lse) + exp(other lse)).
-  let row = index / 64
-  let share = 1 / (1 + exp(rightSum[row] - leftSum[row]))
-  return share * left[index] + (1 - share) * right[index]
+var merged = try Tensor(.float32, shape: shape.outputShape)
+// Nothing so far: every log-sum-exp is −∞.
+var mergedSum = try Tensor(
+  [Float](repeating: -.infinity, count: shape.logSumExpShape.reduce(1, *)),
+  shape: shape.logSumExpShape
+)
+for keys in [0..<256, 256..<512] {
+  let (part, partSum) = try attend(keys: keys, .int8)
+  try mergeAttention(
+    TensorView(part.span, shape: shape.outputShape),
+    logSumExp: TensorView(partSum.span, shape: shape.logSumExpShape),
+    into: merged.mutableView,
+    logSumExp: mergedSum.mutableView
+  )
 }
 
 let (whole, _) = try attend(keys: 0..<512, .int8)
 let (exact, _) = try attend(keys: 0..<512, .float32)
 print("in one piece  relative L1 \(AccuracyReport(whole, against: exact).relativeL1)")
-print("merged        relative L1 \(AccuracyReport(merged, against: exact).relativeL1)")
+print("merged        relative L1 \(AccuracyReport(merged.copyFloats(), against: exact).relativeL1)")

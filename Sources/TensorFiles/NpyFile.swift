@@ -5,7 +5,7 @@ public enum NpyFile {
   /// Reads an array.
   ///
   /// Accepted are versions 1.0, 2.0 and 3.0 of the format, in C order, with descr `<f4`, `<f2`,
-  /// `|i1` or `<f8`. The last is rounded to float32: to nearest, beyond its range to infinity.
+  /// `|i1`, `|b1` (int8 of 0 and 1) or `<f8`. The last is rounded to float32: to nearest, beyond its range to infinity.
   ///
   /// - Throws: `TensorFileError` with code `.cannotOpen`, `.truncated`, `.malformed` (also for bytes
   ///   after the array), `.unsupportedType`, `.unsupportedLayout` for Fortran order, or `.tooLarge`.

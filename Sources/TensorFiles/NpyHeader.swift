@@ -8,6 +8,7 @@ struct NpyHeader {
     case float16 = "<f2"
     case float64 = "<f8"
     case int8 = "|i1"
+    case bool = "|b1"
 
     /// How elements of this type are written, or nil.
     init?(_ type: ElementType) {
@@ -27,7 +28,7 @@ struct NpyHeader {
       switch self {
       case .float32: .float32
       case .float16: .float16
-      case .int8: .int8
+      case .int8, .bool: .int8
       case .float64: nil
       }
     }

@@ -54,14 +54,14 @@ enum SafetensorsDataType: String, CaseIterable {
     }
   }
 
-  /// The element type with the same bits, or nil.
+  /// The element type with the same bits, or nil; booleans are bytes of 0 and 1.
   var elementType: ElementType? {
     switch self {
     case .float32: .float32
     case .float16: .float16
     case .bfloat16: .bfloat16
     case .float8E4M3: .float8
-    case .int8: .int8
+    case .int8, .bool: .int8
     default: nil
     }
   }

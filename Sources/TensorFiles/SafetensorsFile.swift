@@ -62,7 +62,7 @@ public struct SafetensorsFile: ~Copyable, Sendable {
 
   /// A copy of a tensor.
   ///
-  /// F32, F16, BF16, F8_E4M3 and I8 keep their bits. F64 is rounded to float32: to nearest, beyond
+  /// F32, F16, BF16, F8_E4M3, I8 and BOOL (as int8) keep their bits. F64 is rounded to float32: to nearest, beyond
   /// the range of float32 to infinity.
   ///
   /// - Throws: `TensorFileError` with code `.unknownTensor`, `.unsupportedType` for any other dtype,
@@ -77,7 +77,7 @@ public struct SafetensorsFile: ~Copyable, Sendable {
         .unsupportedType,
         path: path,
         "tensor \(name.quoted) has dtype \(entry.dtype); "
-          + "F32, F16, BF16, F8_E4M3, I8 and F64 can be read"
+          + "F32, F16, BF16, F8_E4M3, I8, BOOL and F64 can be read"
       )
     }
     return try file.tensor(type, shape: entry.shape, in: place(entry))

@@ -112,7 +112,7 @@ struct Check: ParsableCommand {
     case .auto, .cpu:
       let processor = backend.processor
       let isChosen = processor.isa != nil || Machine.environment("INTFA_ISA") != nil
-      guard !isChosen else { return [try processor.cpuBackend()] }
+      guard !isChosen else { return try processor.cpuBackends() }
       return InstructionSet.supported.map {
         CPUBackend(threadCount: processor.threads, instructionSet: $0)
       }

@@ -1,19 +1,33 @@
 import ArgumentParser
 import IntFlashAttention
 
-/// `intfa paper`: the error table of INT-FlashAttention, computed here.
+/// `intfa paper`: the experiments of INT-FlashAttention, done here.
 struct Paper: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Recompute the error table of INT-FlashAttention beside the published figures.",
+    abstract: "Redo the experiments of INT-FlashAttention beside the published figures.",
     discussion: """
       INT-FlashAttention (arXiv 2409.16997) gives the mean relative error (MRE) of FP8, its half \
-      INT8 and its full INT8 recipe on one layer of invented data. Here the same recipes run on \
-      data of the same kind, and beside them our int8.
+      INT8 and its full INT8 recipe on one layer of invented data, and how much faster than FP16 \
+      its full INT8 is. Here the same recipes run on data of the same kind, and beside them our \
+      int8; speed is that against our bfloat16, on this processor.
+
+      Heads take turns in a call, so time is proportional to their number. Where a call of all of \
+      them does not fit into --seconds-per-length, fewer are measured; the heads column says how \
+      many, and times are of those.
 
       JSON keys: distribution keyValueLength precision isa relativeL1 meanRelativeError \
-      publishedMeanRelativeError.
+      publishedMeanRelativeError experiment batch heads headsMeasured threads seconds \
+      secondsMedian timeSaved speedOverBFloat16 publishedImprovement. What an experiment does not \
+      have is null.
       """
   )
+
+  @Option(
+    name: [.customLong("experiments"), .customLong("experiment")],
+    help: ArgumentHelp("What to do: error, speed or both.", valueName: "name,…"),
+    transform: CommaList<String>.experiments
+  )
+  var experiments = CommaList(Experiment.allCases.map(\.rawValue))
 
   @Option(
     help: ArgumentHelp("Tokens; figures are published for 1024 to 16384.", valueName: "n,…"),
@@ -26,44 +40,71 @@ struct Paper: ParsableCommand {
   )
   var softmaxScale: Float = 0.125
 
+  @Option(help: ArgumentHelp("Sequences of a call whose time is taken.", valueName: "n"))
+  var batch = 4
+
+  @Option(help: ArgumentHelp("Heads of a call whose time is taken.", valueName: "n"))
+  var heads = 32
+
+  @Option(
+    help: ArgumentHelp(
+      "Seconds that the times of one length may take; at least one head is timed once.",
+      valueName: "seconds"
+    )
+  )
+  var secondsPerLength = 20.0
+
   @OptionGroup(title: "Backend") var processor: ProcessorOptions
   @OptionGroup(title: "Output") var seed: SeedOptions
   @OptionGroup(title: "Output") var output: OutputOptions
 
-  /// Query rows that are computed of each length.
+  /// Query rows that are computed of each length for its error.
   private static let queryLength = 256
+
+  enum Experiment: String, CaseIterable {
+    case error, speed
+  }
 
   func validate() throws {
     guard softmaxScale.isFinite else {
       throw ValidationError("--softmax-scale is \(softmaxScale); it must be finite")
+    }
+    for (name, value) in [("batch", batch), ("heads", heads)] where value < 1 {
+      throw ValidationError("--\(name) is \(value); it must be at least 1")
+    }
+    guard secondsPerLength.isFinite, secondsPerLength >= 0 else {
+      throw ValidationError(
+        "--seconds-per-length is \(secondsPerLength); it must be finite and at least 0"
+      )
     }
   }
 
   func run() throws {
     let backend = try processor.cpuBackend()
     let isa = try backend.chosenInstructionSet().rawValue
-    let kinds = [SyntheticInput.normal, .uniform]
-    let total = lengths.values.reduce(0, +) * kinds.count
-    let progress = Progress(total: Double(total), quiet: output.quiet)
-    var results: [Result] = []
-    for kind in kinds {
-      for length in lengths.values {
-        progress.advance(0, next: "\(kind.rawValue), \(length) tokens")
-        results += try measure(kind, length, on: backend)
-        progress.advance(Double(length))
-      }
-    }
-    progress.clear()
+    let does = { (experiment: Experiment) in experiments.values.contains(experiment.rawValue) }
+    let errors = does(.error) ? try measureErrors(on: backend) : []
+    let times = does(.speed) ? try measureTimes(on: backend) : []
     switch output.format {
     case .table:
-      for kind in kinds {
+      for kind in SyntheticInput.allCases where errors.contains(where: { $0.kind == kind }) {
         print("\(PublishedErrors.title(kind))\n")
-        output.print(Self.comparison(results.filter { $0.kind == kind }))
+        output.print(Self.comparison(errors.filter { $0.kind == kind }))
         print("")
       }
-    case .json, .csv: output.print(Self.list(results, isa: isa))
+      if !times.isEmpty {
+        print("\(PaperSpeed.title)\n")
+        output.print(PaperSpeed.comparison(times))
+        print("")
+      }
+    case .json, .csv:
+      var report = Report(Self.columns)
+      for error in errors { report.append(cells(error, isa: isa)) }
+      for time in times { report.append(time.cells(isa: isa)) }
+      output.print(report)
     }
-    output.printBesideTable(protocolDifferences)
+    let notes = (does(.error) ? [errorProtocol] : []) + (does(.speed) ? [PaperSpeed.protocol] : [])
+    output.printBesideTable(notes.joined(separator: "\n\n"))
   }
 
   // MARK: Measurement
@@ -76,6 +117,38 @@ struct Paper: ParsableCommand {
     let error: AccuracyReport
 
     var published: Double? { PublishedErrors.meanRelative(kind, length, precision) }
+  }
+
+  private func measureErrors(on backend: CPUBackend) throws -> [Result] {
+    let kinds = [SyntheticInput.normal, .uniform]
+    let total = lengths.values.reduce(0, +) * kinds.count
+    let progress = Progress(total: Double(total), quiet: output.quiet)
+    defer { progress.clear() }
+    return try kinds.flatMap { kind in
+      try lengths.values.flatMap { length in
+        progress.advance(0, next: "\(kind.rawValue), \(length) tokens")
+        defer { progress.advance(Double(length)) }
+        return try measure(kind, length, on: backend)
+      }
+    }
+  }
+
+  private func measureTimes(on backend: CPUBackend) throws -> [PaperSpeed.Result] {
+    let speed = PaperSpeed(
+      batch: batch,
+      heads: heads,
+      secondsPerLength: secondsPerLength,
+      options: AttentionOptions(softmaxScale: softmaxScale),
+      seed: seed.seed,
+      backend: backend
+    )
+    let progress = Progress(total: Double(lengths.values.count), quiet: output.quiet)
+    defer { progress.clear() }
+    return try lengths.values.flatMap { length in
+      progress.advance(0, next: "\(length) tokens")
+      defer { progress.advance(1) }
+      return try speed.measure(length) { progress.advance(0, next: $0) }
+    }
   }
 
   private func measure(
@@ -126,37 +199,35 @@ struct Paper: ParsableCommand {
     return report
   }
 
-  /// A row per length and recipe.
-  private static func list(_ results: [Result], isa: String) -> Report {
-    var report = Report([
-      Column("distribution", "distribution"),
-      Column("keyValueLength", "N"),
-      Column("precision", "precision"),
-      Column("isa", "isa"),
-      Column("relativeL1", "rel. L1"),
-      Column("meanRelativeError", "MRE"),
-      Column("publishedMeanRelativeError", "paper"),
-    ])
-    for result in results {
-      report.append([
-        .text(result.kind.rawValue),
-        .integer(result.length),
-        .text(result.precision.rawValue),
-        .text(isa),
-        .number(result.error.relativeL1),
-        .number(result.error.meanRelative),
-        .optional(result.published),
-      ])
-    }
-    return report
+  private static let columns = [
+    Column("distribution", nil), Column("keyValueLength", nil), Column("precision", nil),
+    Column("isa", nil), Column("relativeL1", nil), Column("meanRelativeError", nil),
+    Column("publishedMeanRelativeError", nil), Column("experiment", nil), Column("batch", nil),
+    Column("heads", nil), Column("headsMeasured", nil), Column("threads", nil),
+    Column("seconds", nil), Column("secondsMedian", nil), Column("timeSaved", nil),
+    Column("speedOverBFloat16", nil), Column("publishedImprovement", nil),
+  ]
+
+  private func cells(_ result: Result, isa: String) -> [Cell] {
+    let error: [Cell] = [
+      .text(result.kind.rawValue),
+      .integer(result.length),
+      .text(result.precision.rawValue),
+      .text(isa),
+      .number(result.error.relativeL1),
+      .number(result.error.meanRelative),
+      .optional(result.published),
+      .text(Experiment.error.rawValue),
+    ]
+    return error + [Cell](repeating: .none, count: Self.columns.count - error.count)
   }
 
-  private var protocolDifferences: String {
+  private var errorProtocol: String {
     """
     L1 is Σ|a − b| / Σ|b|; MRE is the mean of |a − b| / (|b| + 10⁻⁵), the formula of the paper's \
     released code. Both are against float64 attention on the same float16 inputs.
 
-    Where the protocols differ, and what that means for a comparison:
+    Where the protocols of the errors differ, and what that means for a comparison:
     - The paper states no formula of its MRE. The released code takes the last 4 elements of the \
     flattened output, here it is all elements of up to \(Self.queryLength) query rows. Outputs \
     cross zero, so a few elements near zero carry most of an element-wise MRE; it depends on the \
@@ -171,47 +242,5 @@ struct Paper: ParsableCommand {
     - The published figures are third parties' transcripts of the paper's table.
     So the order of the recipes is what can be reproduced, not the single figures.
     """
-  }
-}
-
-/// The error table of the paper.
-enum PublishedErrors {
-  static let lengths = [1024, 2048, 4096, 8192, 16384]
-  /// The paper's three recipes, and our own.
-  static let precisions = [Precision.float8, .int8QueryKeyPaper, .int8Paper, .int8]
-
-  /// MRE in percent, a row per length: FP8, half INT8, full INT8.
-  private static let normal = [
-    [7.46, 0.890, 4.05], [7.50, 0.802, 4.18], [7.66, 0.843, 4.21], [7.51, 0.932, 4.38],
-    [7.57, 0.775, 4.52],
-  ]
-  private static let uniform = [
-    [8.94, 0.317, 1.69], [9.15, 0.300, 1.62], [8.89, 0.280, 1.65], [9.02, 0.299, 1.85],
-    [8.97, 0.296, 1.82],
-  ]
-
-  /// The published MRE, or nil where there is none.
-  static func meanRelative(_ kind: SyntheticInput, _ length: Int, _ precision: Precision) -> Double?
-  {
-    guard kind != .outliers, let row = lengths.firstIndex(of: length),
-      let column = precisions.firstIndex(of: precision), column < 3
-    else { return nil }
-    return (kind == .normal ? normal : uniform)[row][column] / 100
-  }
-
-  /// What a recipe is called above its columns.
-  static func shortName(_ precision: Precision) -> String {
-    switch precision {
-    case .float8: "FP8"
-    case .int8QueryKeyPaper: "half"
-    case .int8Paper: "full"
-    default: "our \(precision.rawValue)"
-    }
-  }
-
-  /// What a distribution is called above its table.
-  static func title(_ kind: SyntheticInput) -> String {
-    let data = kind == .normal ? "Normal data, N(0, 1)" : "Uniform data, U(-1/2, 1/2)"
-    return "\(data): FP8 (float8), half INT8 (int8QueryKeyPaper), full INT8 (int8Paper), our int8"
   }
 }

@@ -13,7 +13,7 @@ struct Run: ParsableCommand {
       quantize' are taken too: their codes are turned back into float32 first. Or each tensor \
       comes from a .npy file: --query Q.npy --key K.npy --value V.npy.
 
-      Where the file's metadata has 'scale' or 'causal', these hold unless --softmax-scale, \
+      Tensors mask and sink of IN are used as --mask and --sink would. Where the file's metadata has 'scale' or 'causal', these hold unless --softmax-scale, \
       --causal, --no-causal or --window is given; a message says so.
 
       OUT is a .safetensors file with o, of the rank and layout of q, and with --log-sum-exp also \
@@ -36,7 +36,7 @@ struct Run: ParsableCommand {
   var layout: TensorLayout = .batchHeadsTokens
 
   @Option(help: "Element type of o.")
-  var outputType = OutputType.float32
+  var outputType = OperandType.float32
 
   @Flag(help: "Also write the log-sum-exp of every query row.")
   var logSumExp = false
@@ -44,22 +44,10 @@ struct Run: ParsableCommand {
   @OptionGroup(title: "Recipe and formula") var precision: PrecisionOptions
   @OptionGroup(title: "Recipe and formula") var mask: MaskOptions
   @OptionGroup(title: "Recipe and formula") var math: MathOptions
+  @OptionGroup(title: "Recipe and formula") var added: AdditionOptions
   @OptionGroup(title: "Backend") var backend: BackendOptions
   @OptionGroup(title: "Output") var out: OutputOptions
   @OptionGroup(title: "Output") var seed: SeedOptions
-
-  /// The element types that `--output-type` takes.
-  enum OutputType: String, ExpressibleByArgument, CaseIterable {
-    case float32, float16, bfloat16
-
-    var elementType: ElementType {
-      switch self {
-      case .float32: .float32
-      case .float16: .float16
-      case .bfloat16: .bfloat16
-      }
-    }
-  }
 
   private var writesNpy: Bool { output.hasSuffix(".npy") }
 
@@ -91,22 +79,33 @@ struct Run: ParsableCommand {
         value: try NpyFile.read(path: value),
         layout: layout
       )
-      return try attend(operands, StoredOptions(), file: "\(query), \(key), \(value)", on: backend)
+      let files = "\(query), \(key), \(value)"
+      let shape = try blaming(files) { try operands.shape() }
+      let additions = try added.additions(queryHeadCount: shape.queryHeadCount)
+      return try attend(operands, shape, StoredOptions(), additions, file: files, on: backend)
     }
     let file = try ActivationFile(path: input)
     let stored = try file.storedOptions()
     if let used = stored.used(math, mask) { out.note("\(input): \(used), from its metadata") }
-    try attend(file.operands(layout), stored, file: input, on: backend)
+    let names = added.stored(file.file)
+    if !names.isEmpty {
+      out.note("\(input): \(names.joined(separator: " and ")) among its tensors are used")
+    }
+    let operands = try file.operands(layout)
+    let shape = try blaming(input) { try operands.shape() }
+    let additions = try added.additions(queryHeadCount: shape.queryHeadCount, input: file.file)
+    try attend(operands, shape, stored, additions, file: input, on: backend)
   }
 
   private func attend(
     _ operands: borrowing Operands,
+    _ shape: AttentionShape,
     _ defaults: StoredOptions,
+    _ additions: borrowing Additions,
     file: String,
     on backend: any AttentionBackend
   ) throws {
     let options = defaults.merged(math, mask)
-    let shape = try blaming(file) { try operands.shape() }
     let plan = try AttentionPlan(
       shape,
       precision: precision.precision,
@@ -119,9 +118,14 @@ struct Run: ParsableCommand {
     do {
       try timing.measure {
         if logSumExp {
-          try operands.run(plan, into: result.mutableView, logSumExp: sums.mutableView)
+          try operands.run(
+            plan,
+            additions,
+            into: result.mutableView,
+            logSumExp: sums.mutableView
+          )
         } else {
-          try operands.run(plan, into: result.mutableView)
+          try operands.run(plan, additions, into: result.mutableView)
         }
       }
     } catch let error as AttentionError {
@@ -157,6 +161,7 @@ struct Run: ParsableCommand {
       "mask": descriptor.options.mask.name,
     ]
     if let softcap = descriptor.options.softcap { metadata["softcap"] = "\(softcap)" }
+    if added.alibi { metadata["alibi"] = "1" }
     if layout != .batchHeadsTokens { metadata["layout"] = layout.rawValue }
     return metadata
   }

@@ -36,7 +36,8 @@ public struct CachedInputs: Sendable {
   public var shape: AttentionShape { inputs.shape }
 
   /// Tokens `range` of every head of [heads, N, dimension], as [heads, n, dimension].
-  private func part(_ values: [Float], heads: Int, _ dimension: Int, _ range: Range<Int>) -> [Float] {
+  private func part(_ values: [Float], heads: Int, _ dimension: Int, _ range: Range<Int>) -> [Float]
+  {
     let length = values.count / heads / dimension
     return (0..<heads).flatMap { head in
       let start = head * length * dimension

@@ -85,11 +85,17 @@ public struct TestInputs: Sendable {
 }
 
 /// What a call gave.
-public struct TestResult: Sendable {
+public struct TestResult: Sendable, Equatable {
   /// [B, Hq, Nq, Dv], row-major.
   public let output: [Float]
   /// [B, Hq, Nq], row-major.
   public let logSumExp: [Float]
+
+  /// Stores both.
+  public init(output: [Float], logSumExp: [Float]) {
+    self.output = output
+    self.logSumExp = logSumExp
+  }
 }
 
 extension TestInputs {

@@ -42,6 +42,13 @@ struct NpyFileTests {
     #expect(tensor.copyFloats() == [1, -.infinity])
   }
 
+  @Test func readsBooleansAsInt8() throws {
+    let header = npy("{'descr': '|b1', 'fortran_order': False, 'shape': (3,), }")
+    let tensor = try NpyFile.read(path: folder.file(header + [1, 0, 1]))
+    #expect(tensor.elementType == .int8)
+    #expect(tensor.copyFloats() == [1, 0, 1])
+  }
+
   @Test(arguments: [1, 2, 3] as [UInt8])
   func readsEveryVersionAndSpelling(version: UInt8) throws {
     for dictionary in [

@@ -110,7 +110,15 @@ struct SafetensorsFileTests {
     #expect(tensor.copyFloats().map(\.bitPattern) == values.map { Float($0).bitPattern })
   }
 
-  @Test(arguments: [("BOOL", 8), ("U8", 8), ("F8_E5M2", 8), ("I16", 16), ("C64", 64), ("F4", 4)])
+  @Test func readsBooleansAsInt8() throws {
+    let header = #"{"a":{"dtype":"BOOL","shape":[3],"data_offsets":[0,3]}}"#
+    let file = try SafetensorsFile(path: folder.file(safetensors(header) + [1, 0, 1]))
+    let tensor = try file.tensor("a")
+    #expect(tensor.elementType == .int8)
+    #expect(tensor.copyFloats() == [1, 0, 1])
+  }
+
+  @Test(arguments: [("U8", 8), ("F8_E5M2", 8), ("I16", 16), ("C64", 64), ("F4", 4)])
   func refusesTypesThatItCannotHold(dtype: String, bitWidth: Int) throws {
     let header = #"{"a":{"dtype":"\#(dtype)","shape":[2],"data_offsets":[0,\#(bitWidth / 4)]}}"#
     let path = try folder.file(safetensors(header, dataCount: bitWidth / 4))

@@ -76,7 +76,9 @@ import Testing
 
   // MARK: bench, paper
 
-  @Test(arguments: [["--causal"], ["--decode"], ["--input-type", "bfloat16"]])
+  @Test(arguments: [
+    ["--causal"], ["--input-type", "float16"], ["--query-length", "3"],
+  ])
   func benchHasTheKeysOfItsContract(arguments: [String]) throws {
     let run = try CommandRun(
       [
@@ -89,7 +91,8 @@ import Testing
       run.firstKeys == [
         "precision", "backend", "isa", "batch", "queryHeads", "keyValueHeads", "queryLength",
         "keyValueLength", "headDimension", "causal", "threads", "seconds", "secondsMedian",
-        "prepassSeconds", "gops", "peakGops", "fractionOfPeak", "relativeL1", "cosine",
+        "prepassSeconds", "gops", "peakGops", "fractionOfPeak", "tileLoopFractionOfPeak",
+        "relativeL1", "cosine", "inputType",
       ]
     )
     let objects = try run.objects()
@@ -99,7 +102,15 @@ import Testing
       let gops = try #require(object["gops"] as? Double)
       let queries = try #require(object["queryLength"] as? Int)
       let keys = try #require(object["keyValueLength"] as? Int)
-      #expect(queries == (arguments == ["--decode"] ? 1 : keys))
+      #expect(queries == (arguments.last == "3" ? 3 : keys))
+      let prepass = try #require(object["prepassSeconds"] as? Double)
+      #expect(prepass > 0)
+      if let peak = object["peakGops"] as? Double {
+        let fraction = try #require(object["fractionOfPeak"] as? Double)
+        let tileLoop = try #require(object["tileLoopFractionOfPeak"] as? Double)
+        #expect((fraction * peak / gops - 1).magnitude < 1e-9)
+        #expect((tileLoop * peak * (seconds - prepass) / (gops * seconds) - 1).magnitude < 1e-9)
+      }
       let half = arguments == ["--causal"] ? 0.5 : 1
       let operations = 4.0 * 2 * Double(queries * keys) * 16 * half
       #expect((gops * seconds * 1e9 / operations - 1).magnitude < 1e-9)
@@ -107,13 +118,118 @@ import Testing
     }
   }
 
+  @Test func decodeHasTheKeysOfItsContract() throws {
+    let run = try CommandRun(
+      "bench",
+      "--decode",
+      "--lengths",
+      "65,200",
+      "--head-dims",
+      "16",
+      "--query-heads",
+      "2",
+      "--kv-heads",
+      "1",
+      "--precisions",
+      "int8,float32",
+      "--repeat-seconds",
+      "0",
+      "--format",
+      "json"
+    )
+    #expect(run.status == 0, "\(run.messages)")
+    #expect(
+      run.firstKeys == [
+        "precision", "backend", "isa", "batch", "queryHeads", "keyValueHeads", "queryLength",
+        "keyValueLength", "headDimension", "threads", "bytesPerToken", "cacheBytes", "seconds",
+        "secondsMedian", "tokensPerSecond", "bytesPerSecond", "readBytesPerSecond",
+        "fractionOfRead", "appendSeconds", "relativeL1", "cosine",
+      ]
+    )
+    let objects = try run.objects()
+    #expect(objects.count == 4)
+    for object in objects {
+      let seconds = try #require(object["seconds"] as? Double)
+      let bytes = try #require(object["cacheBytes"] as? Double)
+      let rate = try #require(object["bytesPerSecond"] as? Double)
+      let perToken = try #require(object["bytesPerToken"] as? Double)
+      let keys = try #require(object["keyValueLength"] as? Int)
+      #expect(object["queryLength"] as? Int == 1)
+      #expect((rate * seconds / bytes - 1).magnitude < 1e-9)
+      #expect(bytes == perToken * Double(keys))
+      #expect(try #require(object["relativeL1"] as? Double) < 0.1)
+    }
+  }
+
+  @Test func benchTakesSeveralInstructionSets() throws {
+    let names = InstructionSet.supported.map(\.rawValue)
+    let run = try CommandRun(
+      "bench",
+      "--lengths",
+      "65",
+      "--head-dims",
+      "16",
+      "--query-heads",
+      "1",
+      "--kv-heads",
+      "1",
+      "--precisions",
+      "int8,float32",
+      "--isa",
+      names.joined(separator: ","),
+      "--repeat-seconds",
+      "0",
+      "--format",
+      "json"
+    )
+    #expect(run.status == 0, "\(run.messages)")
+    let found = try run.objects().compactMap { $0["isa"] as? String }
+    #expect(found == names.flatMap { [$0, $0] })
+  }
+
+  @Test func benchOfTheReferenceHasNoPrepass() throws {
+    let run = try CommandRun(
+      "bench",
+      "--lengths",
+      "17",
+      "--head-dims",
+      "8",
+      "--query-heads",
+      "1",
+      "--kv-heads",
+      "1",
+      "--precisions",
+      "int8",
+      "--backend",
+      "reference",
+      "--repeat-seconds",
+      "0",
+      "--format",
+      "json"
+    )
+    #expect(run.status == 0, "\(run.messages)")
+    let object = try #require(run.objects().first)
+    for key in ["prepassSeconds", "peakGops", "fractionOfPeak", "tileLoopFractionOfPeak"] {
+      #expect(object[key] is NSNull)
+    }
+  }
+
   @Test func paperShowsPublishedFigures() throws {
-    let json = try CommandRun("paper", "--lengths", "1024,48", "--format", "json")
+    let json = try CommandRun(
+      "paper",
+      "--experiments",
+      "error",
+      "--lengths",
+      "1024,48",
+      "--format",
+      "json"
+    )
     #expect(json.status == 0, "\(json.messages)")
     #expect(
       json.firstKeys == [
         "distribution", "keyValueLength", "precision", "isa", "relativeL1", "meanRelativeError",
-        "publishedMeanRelativeError",
+        "publishedMeanRelativeError", "experiment", "batch", "heads", "headsMeasured", "threads",
+        "seconds", "secondsMedian", "timeSaved", "speedOverBFloat16", "publishedImprovement",
       ]
     )
     let objects = try json.objects()
@@ -122,9 +238,52 @@ import Testing
     #expect(published == [0.0746, 0.0089, 0.0405, 0.0894, 0.00317, 0.0169])
   }
 
+  @Test(arguments: [("1024,33", "0", 1), ("8", "0.5", 6)])
+  func paperMeasuresTheHeadsThatFit(lengths: String, seconds: String, heads: Int) throws {
+    let run = try CommandRun(
+      "paper",
+      "--experiments",
+      "speed",
+      "--lengths",
+      lengths,
+      "--batch",
+      "2",
+      "--heads",
+      "3",
+      "--threads",
+      "1",
+      "--seconds-per-length",
+      seconds,
+      "--format",
+      "json"
+    )
+    #expect(run.status == 0, "\(run.messages)")
+    let objects = try run.objects()
+    #expect(objects.count == (heads == 1 ? 6 : 3))
+    var baselines: [Int: Double] = [:]
+    for object in objects where object["precision"] as? String == "bfloat16" {
+      baselines[try #require(object["keyValueLength"] as? Int)] = object["seconds"] as? Double
+    }
+    for object in objects {
+      #expect(object["experiment"] as? String == "speed")
+      #expect(object["headsMeasured"] as? Int == heads)
+      let length = try #require(object["keyValueLength"] as? Int)
+      let seconds = try #require(object["seconds"] as? Double)
+      let baseline = try #require(baselines[length])
+      let saved = try #require(object["timeSaved"] as? Double)
+      let speed = try #require(object["speedOverBFloat16"] as? Double)
+      #expect((saved - (1 - seconds / baseline)).magnitude < 1e-9)
+      #expect((speed * seconds / baseline - 1).magnitude < 1e-9)
+    }
+    let published = objects.compactMap { $0["publishedImprovement"] as? Double }
+    #expect(published == (heads == 1 ? [0.31] : []))
+  }
+
   @Test func paperSaysWhereProtocolsDiffer() throws {
-    let table = try CommandRun("paper", "--lengths", "48")
-    #expect(table.output.contains("Where the protocols differ"))
+    let table = try CommandRun("paper", "--lengths", "48", "--seconds-per-length", "0")
+    #expect(table.output.contains("Where the protocols of the errors differ"))
+    #expect(table.output.contains("Where the protocols of the speeds differ"))
+    #expect(table.output.contains("of 128"))
   }
 
   // MARK: info, explain, demo

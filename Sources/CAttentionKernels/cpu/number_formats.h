@@ -91,3 +91,14 @@ static inline void load_row(const intfa_rows *rows, int64_t row, int32_t dimensi
     case INTFA_INT8: return;
   }
 }
+
+// Element i of a caller's tensor, rounded to its format.
+static inline void store_element(void *target, int64_t i, float x, intfa_format format) {
+  switch (format) {
+    case INTFA_FLOAT32: ((float *)target)[i] = x; return;
+    case INTFA_FLOAT16: ((uint16_t *)target)[i] = half_from_float(x); return;
+    case INTFA_BFLOAT16: ((uint16_t *)target)[i] = bfloat16_from_float(x); return;
+    case INTFA_FLOAT8:
+    case INTFA_INT8: return;
+  }
+}

@@ -51,7 +51,8 @@ typedef struct {
 
 static inline key_range visible_keys(const intfa_visible *v, int32_t r, int64_t begin, int64_t end) {
   const int64_t moved = r / v->rows_per_step * v->step;
-  const int64_t first = v->first + moved, last = v->end + moved;
+  const int64_t first = v->first + moved, moved_end = v->end + moved;
+  const int64_t last = moved_end > v->least_end ? moved_end : v->least_end;
   return (key_range){first > begin ? first : begin, last < end ? last : end};
 }
 // Where the arrays over keys hold the unit that `key` is in: INTFA_PACK_UNIT tokens from here.

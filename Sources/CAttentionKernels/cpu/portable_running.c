@@ -10,6 +10,7 @@
 //
 // Packed keys: float32 as [token / 64][D][64 tokens], so that scores of neighbouring keys are
 // neighbours, or codes [token][D]. Packed values: float32 or codes [token][Dv].
+#include "key_mask.h"
 #include "portable.h"
 
 enum { UNIT = INTFA_PACK_UNIT };
@@ -112,12 +113,15 @@ static void attend_row(const intfa_attend_running *a, int32_t r, key_range seen,
     for (int32_t j = 0; j < count; j++) logits[j] = soft_cap(logits[j] + shift, a->softcap);
   }
 
+  if (a->mask) mask_row(a->mask, r, seen.begin, count, logits);
+
   float top = logits[0], sum = 0;
   for (int32_t j = 1; j < count; j++) top = logits[j] > top ? logits[j] : top;
   if (has_whole_reference(a->formats.probability)) top = __builtin_ceilf(top);
   top = a->reference[r] > top ? a->reference[r] : top;
   float keep = exp2_fast(a->reference[r] - top);
-  for (int32_t j = 0; j < count; j++) p[j] = exp2_fast(logits[j] - top);
+  for (int32_t j = 0; j < count; j++)
+    p[j] = logits[j] == -__builtin_inff() ? 0 : exp2_fast(logits[j] - top);
   for (int32_t j = 0; j < count; j++) sum += p[j];
   for (int32_t j = 0; j < count; j++) p[j] = round_probability(p[j], a->formats.probability);
   a->reference[r] = top;
@@ -155,23 +159,13 @@ void intfa_attend_running__portable(const intfa_attend_running *a) {
   }
 }
 
-static void store(void *target, int64_t i, float x, intfa_format format) {
-  switch (format) {
-    case INTFA_FLOAT32: ((float *)target)[i] = x; return;
-    case INTFA_FLOAT16: ((uint16_t *)target)[i] = half_from_float(x); return;
-    case INTFA_BFLOAT16: ((uint16_t *)target)[i] = bfloat16_from_float(x); return;
-    case INTFA_FLOAT8:
-    case INTFA_INT8: return;
-  }
-}
-
 void intfa_finish__portable(const intfa_finish *a) {
   for (int32_t r = 0; r < a->rows; r++) {
     float *out = a->out + r * a->out_stride;
     float factor = a->total[r] > 0 ? a->factor / a->total[r] : 0;
     if (a->rotates) intfa_rotate(out, a->value_dimension);
     for (int32_t c = 0; c < a->value_dimension; c++)
-      store(a->target, r * a->target_stride + c, out[c] * factor, a->target_format);
+      store_element(a->target, r * a->target_stride + c, out[c] * factor, a->target_format);
   }
   intfa_finish_log_sum_exp(a);
 }

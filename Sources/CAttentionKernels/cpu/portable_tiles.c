@@ -9,6 +9,7 @@
 // all below 2^24, so int32 never overflows and the conversion to float32 is exact.
 // Error against exact arithmetic on the same codes: that of P, half of 1/255 of the tile's maximum
 // plus 0.55 % of each p (half a step).
+#include "key_mask.h"
 #include "online_softmax.h"
 #include "portable.h"
 
@@ -47,11 +48,14 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
     s = s * a->query_scale[r] + t->bias[j];
     if (a->softcap > 0) s = soft_cap(s + a->row_shift[r], a->softcap) + t->fold[j];
     logits[j] = s;
-    top = s > top ? s : top;
   }
+  if (a->mask) mask_row(a->mask, r, seen.begin, end - begin, logits + begin);
+  for (int32_t j = begin; j < end; j++) top = logits[j] > top ? logits[j] : top;
 
   float real_sum = 0, lane[16] = {0};
   for (int32_t j = begin; j < end; j++) {
+    p[j] = 0;
+    if (logits[j] == -__builtin_inff()) continue;
     float distance = top - logits[j];
     distance = distance < 2047.0f ? distance : 2047.0f;
     int32_t steps = (int32_t)round_to_step(distance, 12582912.0f);

@@ -2,6 +2,7 @@
 // exponentials, masks. Included inside a target region; a file that multiplies bfloat16 defines
 // RUNNING_BFLOAT16 first.
 #pragma once
+#include "key_mask.h"
 #include "x86_avx512_formats.h"
 
 // What a 32-bit lane of a packed operand holds: a float32, two bfloat16, or four codes.
@@ -200,7 +201,21 @@ static void cap_logits(float *logit, float scale, float shift, float softcap) {
   for (int32_t k = 0; k < 16; k++) logit[k] = soft_cap(logit[k] * scale + shift, softcap) / scale;
 }
 
-// Caps logits and hides keys that a row does not see; then the tops are taken anew.
+// What the mask does to the logits of keys [begin, end) of row i, in the units that they are stored in.
+static void add_mask(const intfa_attend_running *a, int32_t row, int32_t i, float scale, int64_t begin,
+                     int64_t end, int64_t first_key, int32_t parts, running_group *g) {
+  const float inverse = 1 / scale;
+  for (int32_t part = 0; part < parts; part++) {
+    const int64_t first = first_key + part * SUB, stop = first + SUB < end ? first + SUB : end;
+    const int32_t skipped = first < begin ? (int32_t)(begin - first) : 0;
+    float *logit = g->logit[part][i];
+    for (int32_t k = 0; k < SUB; k++) logit[k] *= scale;
+    mask_row(a->mask, row + i, first + skipped, (int32_t)(stop - first) - skipped, logit + skipped);
+    for (int32_t k = 0; k < SUB; k++) logit[k] *= inverse;
+  }
+}
+
+// Caps and masks logits and hides keys that a row does not see; then the tops are taken anew.
 static __attribute__((noinline)) void cap_and_mask(const intfa_attend_running *a,
                                                    const running_state *s, bool is_complete,
                                                    int32_t row, int64_t begin, int64_t end,
@@ -214,9 +229,11 @@ static __attribute__((noinline)) void cap_and_mask(const intfa_attend_running *a
     __m512i first = _mm512_set1_epi32((int32_t)(seen.begin - first_key));
     __m512i last = _mm512_set1_epi32((int32_t)(seen.end > first_key ? seen.end - first_key : 0));
     __m512 top = hidden;
+    for (int32_t j = 0; a->softcap > 0 && j < parts * SUB; j += 16)
+      cap_logits(g->logit[j / SUB][i] + j % SUB, scale, s->shift[row + i], a->softcap);
+    if (a->mask && row + i < a->rows) add_mask(a, row, i, scale, begin, end, first_key, parts, g);
     for (int32_t j = 0; j < parts * SUB; j += 16) {
       float *logit = g->logit[j / SUB][i] + j % SUB;
-      if (a->softcap > 0) cap_logits(logit, scale, s->shift[row + i], a->softcap);
       __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(j));
       __mmask16 visible = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmplt_epi32_mask(key, last);
       __m512 x = _mm512_mask_blend_ps(visible, hidden, _mm512_load_ps(logit));

@@ -187,6 +187,7 @@ INLINE void attend_running(const running_kind K, const intfa_attend_running *a) 
       const int64_t seen_begin = visible_keys(&a->visible, row, begin, end).begin;
       const int64_t seen_end = visible_keys(&a->visible, last_row, begin, end).end;
       if (seen_begin >= seen_end) continue;
+      if (a->mask && !mask_shows(a->mask, row, last_row + 1, seen_begin, seen_end)) continue;
       const int32_t parts = (int32_t)((seen_end - first_key + SUB - 1) / SUB);
       __m128 top[2] = {_mm_set1_ps(-__builtin_inff()), _mm_set1_ps(-__builtin_inff())};
       int32_t part = 0;
@@ -199,7 +200,8 @@ INLINE void attend_running(const running_kind K, const intfa_attend_running *a) 
       _mm_store_ps(g->top + ROWS, top[1]);
       const int64_t common_begin = visible_keys(&a->visible, last_row, begin, end).begin;
       const int64_t common_end = visible_keys(&a->visible, row, begin, end).end;
-      if (common_begin > first_key || common_end < first_key + parts * SUB || a->softcap > 0)
+      if (common_begin > first_key || common_end < first_key + parts * SUB || a->softcap > 0 ||
+          a->mask)
         cap_and_mask(a, s, K.is_complete, row, begin, end, first_key, parts, g);
       if (before.parts) finish_pending(K, a, s, &before, width, parts);
       choose_references(K, a, s, g, row);

@@ -23,6 +23,10 @@ INLINE __m512i dword_order(void) {
   return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
+// Integer tiles of at most this many rows are bound by memory, and have a loop of their own.
+enum { FEW_ROWS = 16 };
+void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a);
+
 // Bytes of 64 tokens stored in four bits; see x86_avx512vnni_pack.c.
 INLINE int32_t int4_key_unit_bytes(int32_t stride) { return stride * (KEYS / 2 + 4); }
 INLINE int32_t int4_value_unit_bytes(int32_t width) { return width * (KEYS / 2 + 8); }

@@ -1,13 +1,13 @@
 // Storage of quantised keys and values for 512-bit vpdpbusd, in units of 64 tokens.
 //
-// INT8 keys: [D / 4][64 tokens][4 channels], code + 128. INT8 values: [16 fours of tokens][Dv][4].
+// INT8 keys: [D / 4][64 tokens][4 channels], code + 128. INT8 values: [Dv / 64][16 fours][64][4 tokens].
 // D is padded to 4 channels, Dv to 64, tokens to 64, all with zeros.
 //
 // Four-bit keys: [D / 4][2][64]: byte b of half h has channel b % 4 of token 16 h + b / 4 in its low
 // half and of the token 32 later in its high half; then steps [2][D] of the two groups of 32 tokens,
-// then offsets + 128 likewise. Four-bit values: [16][Dv / 32][64]: byte b has channel b / 4 of token
-// b % 4 of the four, and in its high half the channel 16 later; then steps [16][Dv / 16][4 tokens],
-// then offsets + 128 likewise. A code stands for min(code * step + offset, 127), in bytes exactly:
+// then offsets + 128 likewise. Four-bit values: [Dv / 64][16][2][64]: byte b of half h has channel
+// 32 h + b / 4 of token b % 4 of the four, and in its high half the channel 16 later; then steps
+// [Dv / 64][16][4 groups][4 tokens], then offsets + 128 likewise. A code stands for min(code * step + offset, 127), in bytes exactly:
 // code * step <= 15 * 17 = 255, and a saturating addition to offset + 128 stops at 127 + 128.
 //
 // Rows that do not exist are read from the first row's place with an empty mask: an empty mask on a
@@ -56,7 +56,7 @@ static void pack_value_unit(const int8_t *codes, int32_t count, int32_t d, int32
       }
       __m128i ab = _mm_unpacklo_epi8(row[0], row[1]), AB = _mm_unpackhi_epi8(row[0], row[1]);
       __m128i cd = _mm_unpacklo_epi8(row[2], row[3]), CD = _mm_unpackhi_epi8(row[2], row[3]);
-      __m128i *to = (__m128i *)(target + (int64_t)token * width + 4 * c);
+      __m128i *to = (__m128i *)(target + c / 64 * 64 * KEYS + token * 64 + c % 64 * 4);
       _mm_store_si128(to, _mm_unpacklo_epi16(ab, cd));
       _mm_store_si128(to + 1, _mm_unpackhi_epi16(ab, cd));
       _mm_store_si128(to + 2, _mm_unpacklo_epi16(AB, CD));
@@ -183,14 +183,14 @@ static void pack_int4_value_unit(const int8_t *codes, int32_t count, int32_t d, 
   uint8_t *steps = target + width * KEYS / 2, *offsets = steps + width / 16 * KEYS;
   _Alignas(64) int8_t unit[KEYS * INTFA_MAX_DIMENSION];
   pack_value_unit(codes, count, d, width, unit);
-  for (int32_t four = 0; four < KEYS / 4; four++)
-    for (int32_t c = 0; c < width; c += 32, target += 64, steps += 8, offsets += 8) {
-      const int8_t *from = unit + 4 * (four * width + c);
-      const __m512i low = regroup_values(_mm512_load_si512(from), d - c > 0 ? d - c : 1, steps, offsets);
-      const __m512i high = regroup_values(_mm512_load_si512(from + 64), d - c > 16 ? d - c - 16 : 1,
-                                          steps + 4, offsets + 4);
-      _mm512_storeu_si512(target, _mm512_or_si512(low, _mm512_slli_epi16(high, 4)));
-    }
+  for (int32_t i = 0; i < width * KEYS / 128; i++, target += 64, steps += 8, offsets += 8) {
+    const int32_t left = d - i / (KEYS / 2) * 64 - i % 2 * 32;  // real channels from these on
+    const int8_t *from = unit + 128 * i;
+    const __m512i low = regroup_values(_mm512_load_si512(from), left > 0 ? left : 1, steps, offsets);
+    const __m512i high = regroup_values(_mm512_load_si512(from + 64), left > 16 ? left - 16 : 1,
+                                        steps + 4, offsets + 4);
+    _mm512_storeu_si512(target, _mm512_or_si512(low, _mm512_slli_epi16(high, 4)));
+  }
 }
 
 // 64 codes times their steps plus offset + 128; both repeat every four bytes.

@@ -23,23 +23,25 @@ INLINE __m512i magnitude_of(__m512 x) {
 
 // ---------------------------------------------------------------------------------- panels
 
-// Sixteen channels of up to sixteen rows, transposed. The next sixteen rows are fetched: hardware
-// does not follow the stride.
-INLINE void load_transposed(const intfa_rows *rows, int64_t row, int32_t count, int32_t dimension,
-                            int32_t chunk, __m512i *x) {
+// Sixteen channels of up to sixteen rows, transposed; `is_whole` where there are sixteen. The next
+// sixteen rows are fetched: hardware does not follow the stride.
+INLINE void load_transposed(const bool is_whole, const intfa_rows *rows, int64_t row, int32_t count,
+                            int32_t dimension, int32_t chunk, __m512i *x) {
   const __mmask16 mask = lanes_of(dimension, chunk);
   const int64_t at = row * rows->stride + PANEL * chunk, stride = rows->stride;
   if (rows->format == INTFA_FLOAT32) {
     const float *base = (const float *)rows->base + at;
     UNROLL for (int32_t i = 0; i < PANEL; i++) {
-      x[i] = _mm512_maskz_loadu_epi32(i < count ? mask : 0, base + (i < count ? i : 0) * stride);
+      const bool exists = is_whole || i < count;
+      x[i] = _mm512_maskz_loadu_epi32(exists ? mask : 0, base + (exists ? i : 0) * stride);
       _mm_prefetch((const char *)(base + (i + PANEL) * stride), _MM_HINT_T0);
     }
   } else {
     const uint16_t *base = (const uint16_t *)rows->base + at;
     const bool is_float16 = rows->format == INTFA_FLOAT16;
     UNROLL for (int32_t i = 0; i < PANEL; i++) {
-      __m256i half = _mm256_maskz_loadu_epi16(i < count ? mask : 0, base + (i < count ? i : 0) * stride);
+      const bool exists = is_whole || i < count;
+      const __m256i half = _mm256_maskz_loadu_epi16(exists ? mask : 0, base + (exists ? i : 0) * stride);
       x[i] = is_float16 ? _mm512_castps_si512(_mm512_cvtph_ps(half))
                         : _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
       _mm_prefetch((const char *)(base + (i + PANEL) * stride), _MM_HINT_T0);
@@ -62,35 +64,54 @@ INLINE void rotate_chunk(__m512 *x, int32_t block) {
       UNROLL for (int32_t i = 0; i < PANEL; i++)
         if (!(i & step)) butterfly(&x[i], &x[i + step]);
 }
-// Butterflies of strides 16, 32, ... between chunks.
+// Butterflies of strides 16, 32, ... between chunks, two strides at a time where two are left.
 static void rotate_across(panel *p, int32_t chunks, int32_t block) {
-  for (int32_t step = 1; PANEL * step < block; step *= 2)
+  int32_t step = 1;
+  for (; 2 * PANEL * step < block; step *= 4)
     for (int32_t chunk = 0; chunk < chunks; chunk++) {
-      if (chunk & step) continue;
-      float(*a)[PANEL] = p->at + PANEL * chunk, (*b)[PANEL] = a + PANEL * step;
+      if (chunk & (3 * step)) continue;
+      float(*at)[PANEL] = p->at + PANEL * chunk;
+      const int32_t stride = PANEL * step;
       UNROLL for (int32_t i = 0; i < PANEL; i++) {
-        __m512 x = _mm512_load_ps(a[i]), y = _mm512_load_ps(b[i]);
-        butterfly(&x, &y);
-        _mm512_store_ps(a[i], x);
-        _mm512_store_ps(b[i], y);
+        __m512 x[4];
+        UNROLL for (int32_t k = 0; k < 4; k++) x[k] = _mm512_load_ps(at[i + k * stride]);
+        butterfly(&x[0], &x[1]);
+        butterfly(&x[2], &x[3]);
+        butterfly(&x[0], &x[2]);
+        butterfly(&x[1], &x[3]);
+        UNROLL for (int32_t k = 0; k < 4; k++) _mm512_store_ps(at[i + k * stride], x[k]);
       }
     }
+  if (PANEL * step >= block) return;
+  for (int32_t chunk = 0; chunk < chunks; chunk++) {
+    if (chunk & step) continue;
+    float(*at)[PANEL] = p->at + PANEL * chunk;
+    UNROLL for (int32_t i = 0; i < PANEL; i++) {
+      __m512 x = _mm512_load_ps(at[i]), y = _mm512_load_ps(at[i + PANEL * step]);
+      butterfly(&x, &y);
+      _mm512_store_ps(at[i], x);
+      _mm512_store_ps(at[i + PANEL * step], y);
+    }
+  }
 }
 
 INLINE int32_t chunk_count(int32_t dimension) { return (dimension + PANEL - 1) / PANEL; }
 
-// Rows less `mean`, rotated where asked, zeros up to 64 channels; the largest magnitudes as given.
-static __m512i load_panel(const intfa_rows *rows, int64_t row, int32_t count, int32_t dimension,
-                          const float *mean, bool rotates, panel *p) {
+// Rows less `mean`, rotated where asked, zeros up to 64 channels; the largest magnitudes as given, where asked.
+INLINE __m512i load_panel(const bool with_largest, const intfa_rows *rows, int64_t row, int32_t count,
+                          int32_t dimension, const float *mean, bool rotates, panel *p) {
   const int32_t chunks = chunk_count(dimension), block = rotates ? dimension & -dimension : 1;
   __m512i largest = _mm512_setzero_si512();
   for (int32_t chunk = 0; chunk < chunks; chunk++) {
     __m512i loaded[PANEL];
     __m512 x[PANEL];
-    load_transposed(rows, row, count, dimension, chunk, loaded);
+    if (count == PANEL)
+      load_transposed(true, rows, row, count, dimension, chunk, loaded);
+    else
+      load_transposed(false, rows, row, count, dimension, chunk, loaded);
     UNROLL for (int32_t i = 0; i < PANEL; i++) {
       x[i] = _mm512_castsi512_ps(loaded[i]);
-      largest = _mm512_max_epu32(largest, magnitude_of(x[i]));
+      if (with_largest) largest = _mm512_max_epu32(largest, magnitude_of(x[i]));
     }
     if (mean) {
       float padded_mean[PANEL];
@@ -127,7 +148,7 @@ static void survey_rotated(const intfa_survey *a) {
   *a->first_bad = -1;
   for (int64_t row = a->begin; row < a->end; row += PANEL) {
     const int32_t count = a->end - row < PANEL ? (int32_t)(a->end - row) : PANEL;
-    const __m512i given = load_panel(&a->rows, row, count, a->dimension, NULL, a->rotates, &p);
+    const __m512i given = load_panel(true, &a->rows, row, count, a->dimension, NULL, a->rotates, &p);
     const __mmask16 bad = _mm512_cmpge_epu32_mask(given, limit);
     if (__builtin_expect(bad != 0, 0) && *a->first_bad < 0) *a->first_bad = row + __builtin_ctz(bad);
     largest = _mm512_max_epu32(largest, given);
@@ -250,7 +271,7 @@ void intfa_quantize__avx512vnni(const intfa_quantize *a) {
   for (int64_t row = a->begin; row < a->end; row += PANEL) {
     const int32_t count = a->end - row < PANEL ? (int32_t)(a->end - row) : PANEL;
     const __mmask16 mask = (__mmask16)((1u << count) - 1);
-    load_panel(&a->rows, row, count, a->dimension, a->mean, a->rotates, &p);
+    load_panel(false, &a->rows, row, count, a->dimension, a->mean, a->rotates, &p);
     __m512 multiplier;
     if (a->multipliers) {
       multiplier = _mm512_maskz_loadu_ps(mask, a->multipliers + row);
@@ -289,7 +310,7 @@ INLINE void rotate_row(const int32_t chunks, __m512 *x, int32_t block) {
         if (!(i & step) && i + step < chunks) butterfly(&x[i], &x[i + step]);
 }
 
-INLINE void store_chunk(void *target, int64_t at, __mmask16 mask, __m512 x, intfa_format format) {
+INLINE void store_as(const intfa_format format, void *target, int64_t at, __mmask16 mask, __m512 x) {
   if (format == INTFA_FLOAT32) {
     _mm512_mask_storeu_ps((float *)target + at, mask, x);
     return;
@@ -305,18 +326,19 @@ INLINE void store_chunk(void *target, int64_t at, __mmask16 mask, __m512 x, intf
   _mm256_mask_storeu_epi16((uint16_t *)target + at, mask, half);
 }
 
-INLINE void normalize(const int32_t chunks, const intfa_finish *a) {
+INLINE void normalize(const int32_t chunks, const intfa_format format, const intfa_finish *a) {
   const int32_t d = a->value_dimension, block = a->rotates ? d & -d : 1;
   __m512 x[MAX_CHUNKS];
+  __mmask16 mask[MAX_CHUNKS];
+  UNROLL for (int32_t i = 0; i < chunks; i++) mask[i] = lanes_of(d, i);
   for (int32_t r = 0; r < a->rows; r++) {
     const float *out = a->out + r * a->out_stride;
-    __m512 factor = _mm512_set1_ps(a->total[r] > 0 ? a->factor / a->total[r] : 0);
-    UNROLL for (int32_t i = 0; i < chunks; i++)
-      x[i] = _mm512_maskz_loadu_ps(lanes_of(d, i), out + 16 * i);
+    const float factor = a->total[r] > 0 ? a->factor / a->total[r] : 0;
+    UNROLL for (int32_t i = 0; i < chunks; i++) x[i] = _mm512_maskz_loadu_ps(mask[i], out + 16 * i);
     rotate_row(chunks, x, block);
     UNROLL for (int32_t i = 0; i < chunks; i++)
-      store_chunk(a->target, r * a->target_stride + 16 * i, lanes_of(d, i),
-                  _mm512_mul_ps(x[i], factor), a->target_format);
+      store_as(format, a->target, r * a->target_stride + 16 * i, mask[i],
+               _mm512_mul_ps(x[i], _mm512_set1_ps(factor)));
   }
 }
 
@@ -368,7 +390,11 @@ void intfa_survey__avx512vnni(const intfa_survey *a) {
   }
 }
 void intfa_finish__avx512vnni(const intfa_finish *a) {
-  FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, a))
+  switch (a->target_format) {
+    case INTFA_FLOAT16: FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, INTFA_FLOAT16, a)) break;
+    case INTFA_BFLOAT16: FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, INTFA_BFLOAT16, a)) break;
+    default: FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, INTFA_FLOAT32, a))
+  }
   intfa_finish_log_sum_exp(a);
 }
 #pragma clang attribute pop

@@ -8,6 +8,7 @@
 // two on the float path: p = 2^(logit - reference).
 #pragma once
 
+#include "attention_masks.h"
 #include "attention_running.h"
 #include "attention_types.h"
 
@@ -21,7 +22,8 @@ typedef struct {
   int64_t begin, end;
   int32_t dimension;
   float limit;          // a magnitude that must not be reached; NaN and infinity reach it
-  float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL
+  float *block_sums;    // [blocks][dimension] sums per INTFA_SUM_BLOCK rows, in row order; or NULL,
+                        // and NULL where row_maxima is not
   float *largest;       // [1] largest magnitude; or NULL
   int64_t *first_bad;   // [1] first row with an element that reaches `limit`, or -1
   bool rotates;         // for row_maxima
@@ -83,6 +85,7 @@ typedef struct {
   int64_t key_begin, key_end;  // key_begin is a tile boundary
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
+  const intfa_key_mask *mask;  // or NULL
   // Where keys lie: tokens 64 * u ... 64 * u + 63 are the units[u]th of `key`, `value` and every array
   // over keys; NULL where they lie in order.
   const int32_t *units;

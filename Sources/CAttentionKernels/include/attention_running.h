@@ -1,6 +1,7 @@
 // Arguments of the loop of the running maximum, whose operands kernels pack in an order of their own.
 #pragma once
 
+#include "attention_masks.h"
 #include "attention_types.h"
 
 #pragma GCC visibility push(hidden)
@@ -34,6 +35,7 @@ typedef struct {
   int64_t key_begin, key_end;
   int32_t first_tile, tile;
   intfa_visible visible;
+  const intfa_key_mask *mask;  // or NULL
   intfa_running_formats formats;
   const int8_t *query_codes;   // INT8 scores: [rows][D]
   intfa_rows query;            // float scores: the caller's rows, the first of the block first

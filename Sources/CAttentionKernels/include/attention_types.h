@@ -32,10 +32,10 @@ typedef struct {
 } intfa_rows;
 
 // Keys that the rows of a query block see: with i = r / rows_per_step, row r sees
-// [first + i * step, end + i * step), clipped. Rows of several query heads that share keys and values
-// come side by side, token by token.
+// [first + i * step, end + i * step), clipped, and every row at least up to least_end. Rows of several
+// query heads that share keys and values come side by side, token by token.
 typedef struct {
-  int64_t first, end, step;
+  int64_t first, end, step, least_end;
   int32_t rows_per_step;  // at least 1
 } intfa_visible;
 

@@ -24,6 +24,22 @@ public protocol AttentionKernel: Sendable {
   func run(_ operands: AttentionOperands) throws(AttentionError)
 }
 
+/// A kernel that prepares its operands before a tile loop, so that the two can be timed apart.
+package protocol StagedKernel: AttentionKernel {
+  /// As ``AttentionKernel/run(_:)``, with a call of `beforeTileLoop` between the pre-pass and the
+  /// tile loop. A kernel without work to do does not call it.
+  func run(
+    _ operands: AttentionOperands,
+    beforeTileLoop: () -> Void
+  ) throws(AttentionError)
+}
+
+extension StagedKernel {
+  package func run(_ operands: AttentionOperands) throws(AttentionError) {
+    try run(operands) {}
+  }
+}
+
 /// The checked operands of one call, as a plan hands them to a kernel.
 ///
 /// Shapes are `[B, H, N, D]`, element types allowed, inner strides 1, and the output overlaps
@@ -76,7 +92,13 @@ public struct AttentionOperands: @unchecked Sendable {
   package let key: Operand
   package let value: Operand
   package let output: Operand
-  package let logSumExp: Operand?
+  package var logSumExp: Operand?
+  /// [B or 1, Hq or 1, Nq or 1, Nk or 1].
+  package var mask: Operand?
+  /// [B · Hq].
+  package var alibiSlopes: [Float]?
+  /// [B · Hq].
+  package var sinks: [Float]?
 }
 
 /// What a plan decided: the answer to `intfa explain`.

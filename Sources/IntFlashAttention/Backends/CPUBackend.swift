@@ -108,7 +108,10 @@ enum CPUMethod: Hashable, Sendable {
   /// nil where no kernel computes the recipe.
   init?(_ recipe: QuantizationRecipe) {
     let lengths = [recipe.firstTileLength, recipe.tileLength]
-    guard lengths.allSatisfy({ $0 <= Int(INTFA_MAX_TILE) }) else { return nil }
+    // Tiles are made of packed units.
+    guard
+      lengths.allSatisfy({ $0 <= Int(INTFA_MAX_TILE) && $0.isMultiple(of: Int(INTFA_PACK_UNIT)) })
+    else { return nil }
     let centring = recipe.queryCentering
     guard centring == .none || centring == .head else { return nil }
     if recipe.exponential == .table64 {
@@ -121,10 +124,8 @@ enum CPUMethod: Hashable, Sendable {
   private init?(tiles recipe: QuantizationRecipe) {
     let int4Key = recipe.key == .int4Progressive(tokens: 32, channels: 1)
     let int4Value = recipe.value == .int4Progressive(tokens: 1, channels: 16)
-    let groupsFit =
-      recipe.firstTileLength.isMultiple(of: 32) && recipe.tileLength.isMultiple(of: 32)
     guard recipe.query == .int8(.token),
-      int4Key ? groupsFit : recipe.key == .int8(.token),
+      int4Key || recipe.key == .int8(.token),
       int4Value || recipe.value == .int8(.token),
       recipe.rowSum == .automatic
     else { return nil }

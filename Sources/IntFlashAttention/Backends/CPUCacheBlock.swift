@@ -115,7 +115,7 @@ struct CPUCacheBlock {
     firstQuery = part.queries.lowerBound
     self.tokens = tokens
     let mask = call.options.mask
-        .visibility(queryLength: part.queries.count, keyValueLength: part.count)
+      .visibility(queryLength: part.queries.count, keyValueLength: part.count)
     let (first, end) = (
       mask.first + tokens.lowerBound * mask.step, mask.end + tokens.lowerBound * mask.step
     )
@@ -123,6 +123,7 @@ struct CPUCacheBlock {
       first: Int64(first),
       end: Int64(end),
       step: Int64(mask.step),
+      least_end: 0,
       rows_per_step: Int32(heads.count)
     )
     let lastEnd = min(max(end + (tokens.count - 1) * mask.step, 0), part.count)

@@ -159,7 +159,13 @@ final class CPUCacheCall: @unchecked Sendable {
     forEachRun(block) { row, count, head, token, axis in
       var rows = unsafe queryRows(head: head, token: token, axis: axis)
       unsafe intfa_load_rows(
-        &rows, 0, Int64(count), Int32(dimension), 1, INTFA_FLOAT32, queries + row * dimension
+        &rows,
+        0,
+        Int64(count),
+        Int32(dimension),
+        1,
+        INTFA_FLOAT32,
+        queries + row * dimension
       )
     }
     let shifts = unsafe workspace.place(workspace.rowShifts, seat)

@@ -2,12 +2,16 @@ internal import CAttentionKernels
 
 extension CPUCall {
   /// One block of query rows of one head, and the memory of the thread that works on it.
+  @safe
   struct Block {
     let head: Int
     let begin: Int
     let rows: Int
     let seat: Int
     let visible: intfa_visible
+    let mask: UnsafePointer<intfa_key_mask>?
+    /// The number of the query block.
+    let index: Int
   }
 
   /// The tile loop: one item per query head and block, under a causal mask the longest of a head first.
@@ -21,7 +25,7 @@ extension CPUCall {
         queryLength: shape.queryLength,
         keyValueLength: shape.keyValueLength
       )
-      let block = Block(
+      let block = unsafe Block(
         head: head,
         begin: begin,
         rows: range.count,
@@ -30,8 +34,11 @@ extension CPUCall {
           first: Int64(seen.first + begin * seen.step),
           end: Int64(seen.end + begin * seen.step),
           step: Int64(seen.step),
+          least_end: Int64(seen.leastEnd),
           rows_per_step: 1
-        )
+        ),
+        mask: keyMask(head: head, firstRow: begin, rows: range.count, seat: seat),
+        index: index
       )
       prepareQueries(block)
       attend(block)
@@ -76,7 +83,7 @@ extension CPUCall {
   /// it back; the softmax itself does not.
   private func findRowShifts(_ block: Block, _ source: intfa_rows) {
     let isCapped = kernel.descriptor.options.softcap != nil
-    guard isCapped || operands.logSumExp != nil else { return }
+    guard isCapped || operands.logSumExp != nil || operands.sinks != nil else { return }
     let shifts = unsafe place(layout.rowShifts, seat: block.seat)
     let scaled = unsafe place(layout.scaledShifts, seat: block.seat)
     let queries = unsafe place(layout.queryRows, seat: block.seat)
@@ -112,7 +119,8 @@ extension CPUCall {
   private func attend(_ block: Block) {
     let keys = shape.keyValueLength
     let first = min(max(Int(block.visible.first), 0), keys)
-    let end = Int(block.visible.end) + (block.rows - 1) * Int(block.visible.step)
+    let lastEnd = Int(block.visible.end) + (block.rows - 1) * Int(block.visible.step)
+    let end = max(lastEnd, Int(block.visible.least_end))
     let seen = first..<max(min(end, keys), first)
     clear(block, part: 0)
     var index = 0
@@ -123,13 +131,22 @@ extension CPUCall {
       guard !wanted.isEmpty else { continue }
       if part == 1 { clear(block, part: 1) }
       let start = recipe.tileStart(of: wanted.lowerBound, tileLength: tileLength(block))
-      let range = start..<wanted.upperBound
-      switch kernel.method {
-      case .tiles: attendTiles(block, range, part: part)
-      case .running: attendRunning(block, range, part: part)
+      forEachShownRange(
+        of: start..<wanted.upperBound,
+        head: block.head,
+        block: block.index,
+        tileLength: tileLength(block)
+      ) { range in
+        switch kernel.method {
+        case .tiles: attendTiles(block, range, part: part)
+        case .running: attendRunning(block, range, part: part)
+        }
       }
       if part == 1 { merge(block) }
     }
+    guard operands.sinks != nil else { return }
+    clear(block, part: 1)
+    if writeSink(head: block.head, rows: block.rows, seat: block.seat) { merge(block) }
   }
 
   /// Keys of every tile but the first.
@@ -166,6 +183,7 @@ extension CPUCall {
     unsafe arguments.first_tile = Int32(recipe.firstTileLength)
     unsafe arguments.tile = Int32(tileLength(block))
     unsafe arguments.visible = block.visible
+    unsafe arguments.mask = block.mask
     unsafe arguments.query = UnsafePointer(place(layout.queryCodes, seat: seat, as: Int8.self))
     unsafe arguments.query_scale = UnsafePointer(place(layout.queryScales, seat: seat))
     unsafe arguments.key = UnsafeRawPointer(place(layout.keyCodes, shared, as: UInt8.self))

@@ -59,6 +59,7 @@ extension CPUCall {
     unsafe arguments.first_tile = Int32(recipe.firstTileLength)
     unsafe arguments.tile = Int32(recipe.tileLength)
     unsafe arguments.visible = block.visible
+    unsafe arguments.mask = block.mask
     unsafe arguments.formats = formats
     unsafe arguments.query_scale = UnsafePointer(place(layout.queryScales, seat: seat))
     unsafe arguments.key = UnsafeRawPointer(place(layout.keyCodes, shared, as: UInt8.self))

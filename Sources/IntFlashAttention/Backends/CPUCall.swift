@@ -18,6 +18,8 @@ final class CPUCall: @unchecked Sendable {
   let kernels: intfa_cpu_kernels
   let shape: AttentionShape
   let recipe: QuantizationRecipe
+  /// Which keys the mask of the call hides from whole query blocks; nil without a mask.
+  let maskUnits: CPUMaskUnits?
 
   init(
     kernel: CPUKernel,
@@ -32,6 +34,13 @@ final class CPUCall: @unchecked Sendable {
     self.team = team
     shape = kernel.descriptor.shape
     recipe = kernel.descriptor.recipe
+    maskUnits = operands.mask.map {
+      CPUMaskUnits(
+        $0,
+        queryBlockCount: kernel.queryBlockCount,
+        keyValueLength: kernel.descriptor.shape.keyValueLength
+      )
+    }
     unsafe kernels = kernel.instructionSet.kernels
   }
 
@@ -56,14 +65,7 @@ final class CPUCall: @unchecked Sendable {
 
   /// Rows of one head of an operand; heads are numbered batch-major.
   func rows(_ operand: AttentionOperands.Operand, head: Int) -> intfa_rows {
-    let (batch, index) = head.quotientAndRemainder(dividingBy: operand.shape[1])
-    let offset = batch * operand.strides[0] + index * operand.strides[1]
-    let bytes = operand.elementType.bitWidth / 8
-    return unsafe intfa_rows(
-      base: UnsafeRawPointer(operand.base + offset * bytes),
-      stride: Int64(operand.strides[2]),
-      format: operand.elementType.kernelFormat
-    )
+    unsafe operand.rows(head: head)
   }
 
   func forEachItem(_ count: Int, _ body: (_ item: Int, _ seat: Int) -> Void) {

@@ -2,11 +2,12 @@ internal import CAttentionKernels
 import Synchronization
 
 /// One descriptor on one instruction set: stages of a call, each cut into items for the pool.
-final class CPUKernel: AttentionKernel {
+final class CPUKernel: StagedKernel {
   let descriptor: AttentionDescriptor
   let method: CPUMethod
   let instructionSet: InstructionSet
   let tileSizes: CPUTileSizes
+  let blockTable: CPUBlockTable?
   /// Workspaces of finished calls, so that steady use allocates nothing.
   private let idle = Mutex<[CPUWorkspace]>([])
 
@@ -19,6 +20,9 @@ final class CPUKernel: AttentionKernel {
     self.descriptor = descriptor
     self.method = method
     self.instructionSet = instructionSet
+    blockTable = descriptor.options.blocks.map {
+      CPUBlockTable($0, keyValueLength: descriptor.shape.keyValueLength)
+    }
     tileSizes = CPUTileSizes(
       shape: descriptor.shape,
       operationCount: descriptor.operationCount,
@@ -41,7 +45,10 @@ final class CPUKernel: AttentionKernel {
     )
   }
 
-  func run(_ operands: AttentionOperands) throws(AttentionError) {
+  func run(
+    _ operands: AttentionOperands,
+    beforeTileLoop: () -> Void
+  ) throws(AttentionError) {
     guard descriptor.shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
     let kept = idle.withLock { $0.popLast() }
     let workspace = if let kept { kept } else { try CPUWorkspace(CPUWorkspaceLayout(self)) }
@@ -50,9 +57,11 @@ final class CPUKernel: AttentionKernel {
     defer { ThreadPool.shared.endTeam(team) }
     let call = CPUCall(kernel: self, operands: operands, workspace: workspace, team: team)
     try call.survey()
+    try call.surveyMask()
     call.findMeans()
     call.findValueScales()
     call.pack()
+    beforeTileLoop()
     call.attend()
   }
 

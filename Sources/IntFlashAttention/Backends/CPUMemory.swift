@@ -30,7 +30,9 @@ final class CPUMemory: @unchecked Sendable {
     }
   }
 
-  /// nil where there is no memory. What is not zeroed is not touched either.
+  /// Takes the memory; nil where there is none.
+  ///
+  /// What is not zeroed is not touched either.
   init?(_ layout: Layout, zeroed: Bool) {
     byteCount = max(layout.byteCount, 64)
     guard let base = unsafe AlignedMemory.allocate(byteCount: byteCount, zeroed: zeroed) else {

@@ -1,7 +1,9 @@
 internal import CAttentionKernels
 
-/// The last tile of a sequence in 4 bits while it is not full: packed codes in 8 bits, and its part of
-/// the arrays over tokens. Positions count from the beginning of the tile.
+/// The last tile of a sequence in 4 bits while it is not full.
+///
+/// Packed codes in 8 bits, and its part of the arrays over tokens. Positions count from the beginning
+/// of the tile.
 @safe
 final class CPUOpenTile {
   let start: Int

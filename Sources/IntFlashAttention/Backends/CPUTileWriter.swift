@@ -171,7 +171,9 @@ struct CPUTileWriter {
       let token = poolToken(earlier)
       let weight = Float(unsafe store.units.place(store.weights, head, as: Int8.self)[token])
       unsafe store.units.place(store.realWeights, head)[token] = weight
-      if let open { unsafe open.memory.place(open.realWeights, head)[earlier - open.start] = weight }
+      if let open {
+        unsafe open.memory.place(open.realWeights, head)[earlier - open.start] = weight
+      }
     }
   }
 
@@ -186,9 +188,11 @@ struct CPUTileWriter {
     let length = KVCacheLayout.unitLength
     let unit = positions.lowerBound / length
     let isWhole = positions.count == length
-    let key = unsafe staging.place(staging.keyCodes, seat, as: Int8.self)
+    let key =
+      unsafe staging.place(staging.keyCodes, seat, as: Int8.self)
       + index * layout.headDimension
-    let value = unsafe staging.place(staging.valueCodes, seat, as: Int8.self)
+    let value =
+      unsafe staging.place(staging.valueCodes, seat, as: Int8.self)
       + index * layout.valueDimension
     if open == nil, isWhole {
       unsafe store.pack(head, units[unit], key: key, value: value)

@@ -74,7 +74,8 @@ struct CPUUnitPlaces: Sendable {
   }
 
   /// Rows [count][dimension] out of a unit.
-  func gather(_ unit: UnsafeRawPointer, token: Int, count: Int, into rows: UnsafeMutableRawPointer) {
+  func gather(_ unit: UnsafeRawPointer, token: Int, count: Int, into rows: UnsafeMutableRawPointer)
+  {
     unsafe places.withUnsafeBufferPointer { places in
       var part = unsafe part(places, token: token, count: count)
       unsafe intfa_gather(&part, unit, rows)

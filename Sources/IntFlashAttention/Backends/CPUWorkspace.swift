@@ -43,6 +43,11 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
   private(set) var outStride = 0
   private(set) var total = Region()  // [2][block] float
   private(set) var reference = Region()  // [2][block] float
+  private(set) var keyMask = Region()  // [1] intfa_key_mask
+  private(set) var maskRows = Region()  // [block] pointer
+  private(set) var blockRows = Region()  // [block] pointer
+  private(set) var slopes = Region()  // [block] float
+  private(set) var positions = Region()  // [block] Int32
   private(set) var codes = Region()  // [pack rows][max(D, Dv)] int8, before they are packed
   private(set) var scratch = Region()
 
@@ -104,6 +109,11 @@ struct CPUWorkspaceLayout: Hashable, Sendable {
     out = take(float * block * outStride, heads: 2)
     total = take(float * block, heads: 2)
     reference = take(float * block, heads: 2)
+    keyMask = unsafe take(MemoryLayout<intfa_key_mask>.stride)
+    maskRows = unsafe take(MemoryLayout<UnsafeRawPointer>.size * block)
+    blockRows = unsafe take(MemoryLayout<UnsafeRawPointer>.size * block)
+    slopes = take(float * block)
+    positions = take(MemoryLayout<Int32>.size * block)
     if call.method.hasIntegerScores || call.method.hasIntegerValues {
       codes = take(call.tileSizes.packLength * max(d, dv))
     }

@@ -44,7 +44,8 @@ struct ReferenceKernel: AttentionKernel {
           descriptor,
           query: HeadRows(operands.query.view, batch: batch, head: head),
           key: HeadRows(operands.key.view, batch: batch, head: shared),
-          value: HeadRows(operands.value.view, batch: batch, head: shared)
+          value: HeadRows(operands.value.view, batch: batch, head: shared),
+          mask: ReferenceMask(operands, descriptor, batch: batch, head: head)
         )
         ThreadPool.shared.run(itemCount: shape.queryLength) { row, _ in
           store(operandsOfHead.attend(row: row), operands, batch: batch, head: head, row: row)
@@ -97,6 +98,7 @@ struct ReferenceKernel: AttentionKernel {
         }
       }
     }
+    try ReferenceMask.check(operands.mask)
     try InputCheck.requireLogits(
       largestQuery: largest[.query] ?? 0,
       largestKey: largest[.key] ?? 0,

@@ -34,11 +34,19 @@ struct ReferenceHead: Sendable {
   private let outputScale: [Double]
   /// Scale · log2(e) · q · kbar per row: the part of the logits that centring the keys took out.
   private let rowShift: [Double]
+  private let mask: ReferenceMask
 
-  init(_ descriptor: AttentionDescriptor, query q: HeadRows, key k: HeadRows, value v: HeadRows) {
+  init(
+    _ descriptor: AttentionDescriptor,
+    query q: HeadRows,
+    key k: HeadRows,
+    value v: HeadRows,
+    mask: ReferenceMask
+  ) {
     let recipe = descriptor.recipe
     let unit = Double(descriptor.softmaxScale) * log2(M_E)
     self.descriptor = descriptor
+    self.mask = mask
     var (q, k, v) = (q, k, v)
 
     if recipe.centersKey {
@@ -135,12 +143,18 @@ struct ReferenceHead: Sendable {
       while begin < span.upperBound {
         let length = begin == 0 ? recipe.firstTileLength : tileLength
         let end = min(begin + length, span.upperBound)
-        let seen = visible.clamped(to: begin..<end)
-        if !seen.isEmpty { accumulate(row, seen, into: &partial) }
+        accumulate(row, visible.clamped(to: begin..<end), into: &partial)
         begin = end
       }
       total.merge(partial)
       spanIndex += 1
+    }
+    // A cap sees the shift itself, so that the logits are already the unshifted ones.
+    let shift = descriptor.options.softcap == nil ? rowShift[row] : 0
+    if mask.sink > -.infinity {
+      var sink = Partial(dimension: shape.valueDimension)
+      (sink.m, sink.l) = (mask.sink * log2(M_E) - shift, 1)
+      total.merge(sink)
     }
     guard total.l > 0 else {
       return Result(
@@ -150,8 +164,6 @@ struct ReferenceHead: Sendable {
     }
     var output = zip(total.acc, outputScale).map { $0 / total.l * $1 }
     if recipe.rotatesValue { Self.rotate(&output) }
-    // A cap sees the shift itself, so that the logits are already the unshifted ones.
-    let shift = descriptor.options.softcap == nil ? rowShift[row] : 0
     return Result(output: output, logSumExp: (total.m + log2(total.l) + shift) * M_LN2)
   }
 
@@ -178,7 +190,9 @@ struct ReferenceHead: Sendable {
     }
   }
 
-  private func logit(_ row: Int, _ column: Int) -> Double {
+  /// nil where the mask hides the key.
+  private func logit(_ row: Int, _ column: Int) -> Double? {
+    guard let addend = mask.addend(row: row, key: column) else { return nil }
     let dimension = descriptor.shape.headDimension
     let (q, k) = (query.span, key.span)
     var product = 0.0
@@ -191,19 +205,19 @@ struct ReferenceHead: Sendable {
       let cap = Double(softcap) * log2(M_E)
       logit = cap * tanh((logit + rowShift[row]) / cap)
     }
-    return logit + fold[column]
+    return logit + fold[column] + addend
   }
 
   private func accumulate(_ row: Int, _ seen: Range<Int>, into partial: inout Partial) {
     let recipe = descriptor.recipe
     let dimension = descriptor.shape.valueDimension
-    let logits = seen.map { logit(row, $0) }
-    let top = logits.reduce(-1e30, max)
+    let logits = seen.compactMap { column in logit(row, column).map { (column, $0) } }
+    guard let top = logits.map(\.1).max() else { return }
     partial.rescale(to: max(partial.m, recipe.hasWholeReference ? top.rounded(.up) : top))
     let reference = recipe.reference == .tileMaximum ? top : partial.m
     let gain = exp2(reference - partial.m)
     let v = value.span
-    for (column, logit) in zip(seen, logits) {
+    for (column, logit) in logits {
       let (exact, rounded) = probability(logit - reference)
       partial.l += gain * (sumsCodes ? rounded : exact) * weight[column]
       guard rounded != 0 else { continue }

@@ -16,7 +16,8 @@ public struct CachedAttention: Sendable {
   ///   - queryHeadCount: Hq.
   ///   - options: causal unless given.
   ///   - pool: the pool of all caches of a call.
-  /// - Throws: `AttentionError` with code `.invalidArgument` or `.shapeMismatch`.
+  /// - Throws: `AttentionError` with code `.invalidArgument`, `.shapeMismatch`, or `.unsupported` for
+  ///   a prefix or blocks.
   public init(
     queryHeadCount: Int,
     options: AttentionOptions = AttentionOptions(mask: .causal),
@@ -31,6 +32,15 @@ public struct CachedAttention: Sendable {
       valueDimension: pool.valueDimension
     )
     try options.validate()
+    if case .prefixCausal = options.mask {
+      throw AttentionError(
+        .unsupported,
+        "mask is \(options.mask); caches take full, causal and sliding"
+      )
+    }
+    guard options.blocks == nil else {
+      throw AttentionError(.unsupported, "blocks are given; attention to caches does not take them")
+    }
     self.queryHeadCount = queryHeadCount
     self.options = options
     self.pool = pool

@@ -15,15 +15,21 @@
 ///   - query: Q.
 ///   - key: K.
 ///   - value: V.
+///   - mask: what is added to the logits or hides keys, broadcast to [B, Hq, Nq, Nk].
+///   - alibiSlopes: [Hq] or [B, Hq].
+///   - sinks: [Hq] or [B, Hq].
 ///   - options: softmax scale, soft cap, mask.
 ///   - precision: the recipe.
 ///   - backend: where it is computed.
 /// - Returns: O as float32, [B, Hq, Nq, Dv].
-/// - Throws: `AttentionError`; see ``AttentionPlan/run(query:key:value:into:)``.
+/// - Throws: `AttentionError`; see ``AttentionPlan/run(query:key:value:mask:alibiSlopes:sinks:into:)``.
 public func attention(
   query: TensorView,
   key: TensorView,
   value: TensorView,
+  mask: TensorView? = nil,
+  alibiSlopes: TensorView? = nil,
+  sinks: TensorView? = nil,
   options: AttentionOptions = AttentionOptions(),
   precision: Precision = .int8,
   on backend: any AttentionBackend = CPUBackend()
@@ -32,7 +38,15 @@ public func attention(
   let shape = try AttentionShape(query: query, key: key, value: value)
   let plan = try AttentionPlan(shape, precision: precision, options: options, on: backend)
   var output = try Tensor(.float32, shape: shape.outputShape)
-  try plan.run(query: query, key: key, value: value, into: output.mutableView)
+  try plan.run(
+    query: query,
+    key: key,
+    value: value,
+    mask: mask,
+    alibiSlopes: alibiSlopes,
+    sinks: sinks,
+    into: output.mutableView
+  )
   return output
 }
 

@@ -12,7 +12,7 @@ public struct AttentionDescriptor: Hashable, Sendable {
   /// Checks the parts and puts them together.
   ///
   /// - Throws: `AttentionError` with code `.invalidArgument` for an option or a recipe that
-  ///   contradicts itself.
+  ///   contradicts itself, `.shapeMismatch` for blocks that do not cover the shape.
   public init(
     shape: AttentionShape,
     recipe: QuantizationRecipe,
@@ -20,6 +20,7 @@ public struct AttentionDescriptor: Hashable, Sendable {
   ) throws(AttentionError) {
     try options.validate()
     try recipe.validate()
+    try options.blocks?.validate(shape)
     self.shape = shape
     self.recipe = recipe
     self.options = options
@@ -35,17 +36,16 @@ public struct AttentionDescriptor: Hashable, Sendable {
   public var operationCount: Double {
     let perKey = 2 * Double(shape.headDimension + shape.valueDimension)
     var visible = 0.0
-    switch options.mask {
-    case .full: visible = Double(shape.queryLength) * Double(shape.keyValueLength)
-    case .causal, .sliding:
+    if options.mask == .full, options.blocks == nil {
+      visible = Double(shape.queryLength) * Double(shape.keyValueLength)
+    } else {
       for row in 0..<shape.queryLength {
-        visible += Double(
-          options.mask.visibleKeys(
-            row: row,
-            queryLength: shape.queryLength,
-            keyValueLength: shape.keyValueLength
-          ).count
+        let keys = options.mask.visibleKeys(
+          row: row,
+          queryLength: shape.queryLength,
+          keyValueLength: shape.keyValueLength
         )
+        visible += Double(options.blocks?.visibleCount(row: row, keys) ?? keys.count)
       }
     }
     return Double(shape.batchCount * shape.queryHeadCount) * visible * perKey

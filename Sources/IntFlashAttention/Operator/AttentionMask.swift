@@ -8,6 +8,8 @@
 /// 1 1 1 1 0    1 0
 /// 1 1 1 1 1    1 1
 /// ```
+/// <doc:Masks> draws them all, and what can be combined with them: ``VisibleBlocks`` in
+/// ``AttentionOptions/blocks``, and tensors that a call adds to the logits.
 public enum AttentionMask: Hashable, Sendable {
   /// Every query sees every key.
   case full
@@ -17,24 +19,30 @@ public enum AttentionMask: Hashable, Sendable {
   ///
   /// nil is unlimited: `.sliding(left: nil, right: 0)` is `.causal`. Neither may be negative.
   case sliding(left: Int?, right: Int?)
+  /// As `causal`, and every query sees the first `prefix` keys, which so see each other.
+  ///
+  /// A prefix longer than the keys is all of them. Not negative.
+  case prefixCausal(prefix: Int)
 
   /// The positions that row 0 sees and by how much both ends move from row to row.
   ///
-  /// Row r sees keys in `first + r · step ..< end + r · step`, clipped to `0..<keyValueLength`. This
-  /// is the only place where the alignment is computed.
+  /// Row r sees keys in `first + r · step ..< max(end + r · step, leastEnd)`, clipped to
+  /// `0..<keyValueLength`. This is the only place where the alignment is computed.
   package func visibility(queryLength: Int, keyValueLength: Int) -> (
-    first: Int, end: Int, step: Int
+    first: Int, end: Int, step: Int, leastEnd: Int
   ) {
     let position = keyValueLength - queryLength
     // Far enough to see everything from any row, near enough that no sum overflows.
     let unlimited = keyValueLength + queryLength
     switch self {
-    case .full: return (0, keyValueLength, 0)
-    case .causal: return (position - unlimited, position + 1, 1)
+    case .full: return (0, keyValueLength, 0, 0)
+    case .causal: return (position - unlimited, position + 1, 1, 0)
+    case .prefixCausal(let prefix):
+      return (position - unlimited, position + 1, 1, min(prefix, keyValueLength))
     case .sliding(let left, let right):
       let before = min(left ?? unlimited, unlimited)
       let after = min(right ?? unlimited, unlimited)
-      return (position - before, position + after + 1, 1)
+      return (position - before, position + after + 1, 1, 0)
     }
   }
 
@@ -42,11 +50,14 @@ public enum AttentionMask: Hashable, Sendable {
   package func visibleKeys(row: Int, queryLength: Int, keyValueLength: Int) -> Range<Int> {
     let seen = visibility(queryLength: queryLength, keyValueLength: keyValueLength)
     let begin = min(max(seen.first + row * seen.step, 0), keyValueLength)
-    let end = min(max(seen.end + row * seen.step, begin), keyValueLength)
+    let end = min(max(seen.end + row * seen.step, seen.leastEnd, begin), keyValueLength)
     return begin..<end
   }
 
   package func validate() throws(AttentionError) {
+    if case .prefixCausal(let prefix) = self, prefix < 0 {
+      throw AttentionError(.invalidArgument, "mask: prefix is \(prefix); it must be at least 0")
+    }
     guard case .sliding(let left, let right) = self else { return }
     for (name, value) in [("left", left), ("right", right)] {
       if let value, value < 0 {

@@ -10,16 +10,21 @@ public struct AttentionOptions: Hashable, Sendable {
   public var softcap: Float?
   /// Which keys a query sees.
   public var mask: AttentionMask
+  /// Which blocks of queries see which blocks of keys, beside the mask: a key is seen where both let
+  /// it; nil is all.
+  public var blocks: VisibleBlocks?
 
   /// Options; the defaults are those of plain scaled dot-product attention.
   public init(
     softmaxScale: Float? = nil,
     softcap: Float? = nil,
-    mask: AttentionMask = .full
+    mask: AttentionMask = .full,
+    blocks: VisibleBlocks? = nil
   ) {
     self.softmaxScale = softmaxScale
     self.softcap = softcap
     self.mask = mask
+    self.blocks = blocks
   }
 
   package func validate() throws(AttentionError) {

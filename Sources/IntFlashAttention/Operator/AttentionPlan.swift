@@ -46,7 +46,9 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
 
   /// Computes attention into memory of the caller.
   ///
-  /// O[q] = Σₖ softmaxₖ(scale · Q[q]·K[k]) · V[k] over the keys that the mask lets q see.
+  /// O[q] = Σₖ softmaxₖ(scale · Q[q]·K[k]) · V[k] over the keys that the mask lets q see. With a mask,
+  /// slopes or sinks the logits are softcap(scale · Q[q]·K[k]) + mask[q, k] − slope · |position of q − k|,
+  /// and exp(sink) is added to the denominator.
   ///
   /// **Shapes.** query [B, Hq, Nq, D], key [B, Hkv, Nk, D], value [B, Hkv, Nk, Dv], output
   /// [B, Hq, Nq, Dv], each float32, float16 or bfloat16, of any strides with neighbours in the last
@@ -66,6 +68,12 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
   ///   - query: Q.
   ///   - key: K.
   ///   - value: V.
+  ///   - mask: broadcast to [B, Hq, Nq, Nk]: float32, float16 or bfloat16 that is added to the logits,
+  ///     or `Bool` (int8), where false (0) hides a key. −∞ hides a key, and so does what is at most
+  ///     −2⁸⁰. A key must be let through by this mask and by that of the options.
+  ///   - alibiSlopes: [Hq] or [B, Hq], see ``Alibi/slopes(headCount:)``.
+  ///   - sinks: [Hq] or [B, Hq]: the logit of a token that takes its part of the softmax and has no
+  ///     value (attention sink); it is neither scaled nor capped. −∞ is none.
   ///   - output: O; it may not share memory with an input.
   /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`,
   ///   `.invalidArgument`, `.overlappingOutput`, `.nonFiniteInput`, `.valueOutOfRange` or
@@ -74,31 +82,61 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
     query: TensorView,
     key: TensorView,
     value: TensorView,
+    mask: TensorView? = nil,
+    alibiSlopes: TensorView? = nil,
+    sinks: TensorView? = nil,
     into output: borrowing MutableTensorView
   ) throws(AttentionError) {
-    let operands = try check(query: query, key: key, value: value, output: output)
+    var operands = try check(query: query, key: key, value: value, output: output)
+    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &operands)
     try kernel.run(operands)
   }
 
-  /// As ``run(query:key:value:into:)``, with the log-sum-exp of every row.
+  /// As ``run(query:key:value:mask:alibiSlopes:sinks:into:)``, for those who time the pre-pass: `beforeTileLoop` is called
+  /// once it is done, by a kernel that has one.
+  package func run(
+    query: TensorView,
+    key: TensorView,
+    value: TensorView,
+    mask: TensorView? = nil,
+    alibiSlopes: TensorView? = nil,
+    sinks: TensorView? = nil,
+    into output: borrowing MutableTensorView,
+    beforeTileLoop: () -> Void
+  ) throws(AttentionError) {
+    var operands = try check(query: query, key: key, value: value, output: output)
+    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &operands)
+    guard let staged = kernel as? any StagedKernel else { return try kernel.run(operands) }
+    try staged.run(operands, beforeTileLoop: beforeTileLoop)
+  }
+
+  /// As ``run(query:key:value:mask:alibiSlopes:sinks:into:)``, with the log-sum-exp of every row.
   ///
   /// - Parameters:
   ///   - query: Q.
   ///   - key: K.
   ///   - value: V.
+  ///   - mask: broadcast to [B, Hq, Nq, Nk].
+  ///   - alibiSlopes: [Hq] or [B, Hq].
+  ///   - sinks: [Hq] or [B, Hq].
   ///   - output: O.
-  ///   - logSumExp: ln Σₖ exp(scale · Q[q]·K[k]) over the visible keys, in float32, [B, Hq, Nq], of
-  ///     any strides; −∞ for a row that sees no key. It is that of the unshifted logits, so partial
-  ///     results merge with those of any other implementation.
-  /// - Throws: as ``run(query:key:value:into:)``.
+  ///   - logSumExp: the logarithm of the softmax denominator, ln Σₖ exp(logit), over the visible keys,
+  ///     in float32, [B, Hq, Nq], of any strides; −∞ for a row that sees no key. It is that of the
+  ///     unshifted logits, so partial results merge with those of any other implementation. The sink
+  ///     is in it, as it is in the denominator: give sinks to one part only of what
+  ///     ``mergeAttention(_:logSumExp:into:logSumExp:)`` puts together.
+  /// - Throws: as ``run(query:key:value:mask:alibiSlopes:sinks:into:)``.
   public func run(
     query: TensorView,
     key: TensorView,
     value: TensorView,
+    mask: TensorView? = nil,
+    alibiSlopes: TensorView? = nil,
+    sinks: TensorView? = nil,
     into output: borrowing MutableTensorView,
     logSumExp: borrowing MutableTensorView
   ) throws(AttentionError) {
-    let plain = try check(query: query, key: key, value: value, output: output)
+    var operands = try check(query: query, key: key, value: value, output: output)
     let view = logSumExp.view
     guard view.shape == descriptor.shape.logSumExpShape else {
       throw AttentionError(
@@ -114,19 +152,43 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
     }
     try OverlapCheck.requireDistinctElements(view, name: "logSumExp")
     for (name, other) in [
-      ("query", plain.query), ("key", plain.key), ("value", plain.value), ("output", plain.output),
+      ("query", operands.query), ("key", operands.key), ("value", operands.value),
+      ("output", operands.output),
     ] {
       try OverlapCheck.requireDisjoint(view, "logSumExp", other.view, name)
     }
-    try kernel.run(
-      AttentionOperands(
-        query: plain.query,
-        key: plain.key,
-        value: plain.value,
-        output: plain.output,
-        logSumExp: .init(view)
+    operands.logSumExp = .init(view)
+    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &operands)
+    try kernel.run(operands)
+  }
+
+  /// Checks what changes the logits.
+  private func add(
+    mask: TensorView?,
+    alibiSlopes: TensorView?,
+    sinks: TensorView?,
+    to operands: inout AttentionOperands
+  ) throws(AttentionError) {
+    let shape = descriptor.shape
+    if let mask {
+      let operand = try LogitOperands.mask(mask, shape)
+      try OverlapCheck.requireDisjoint(operands.output.view, "output", mask, "mask")
+      if let logSumExp = operands.logSumExp {
+        try OverlapCheck.requireDisjoint(logSumExp.view, "logSumExp", mask, "mask")
+      }
+      operands.mask = operand
+    }
+    if let alibiSlopes {
+      operands.alibiSlopes = try LogitOperands.perHead(
+        alibiSlopes,
+        "alibiSlopes",
+        shape,
+        takesMinusInfinity: false
       )
-    )
+    }
+    if let sinks {
+      operands.sinks = try LogitOperands.perHead(sinks, "sinks", shape, takesMinusInfinity: true)
+    }
   }
 
   private func check(
@@ -148,8 +210,7 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
       query: .init(query),
       key: .init(key),
       value: .init(value),
-      output: .init(target),
-      logSumExp: nil
+      output: .init(target)
     )
   }
 

@@ -98,6 +98,8 @@ public struct QuantizationRecipe: Hashable, Sendable {
   /// it the codes of P, with few keys.
   public var firstTileLength: Int
   /// Keys of every other tile.
+  ///
+  /// The CPU backend computes lengths of 64 and 128, here and of the first tile.
   public var tileLength: Int
   /// Tiles whose sums are accumulated together, a span; nil is all of them.
   ///

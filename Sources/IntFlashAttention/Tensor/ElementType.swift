@@ -60,3 +60,8 @@ extension Int8: TensorElement {
   /// `.int8`.
   public static var elementType: ElementType { .int8 }
 }
+
+extension Bool: TensorElement {
+  /// `.int8`: 1 is true, 0 is false.
+  public static var elementType: ElementType { .int8 }
+}

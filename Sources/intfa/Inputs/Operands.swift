@@ -35,19 +35,32 @@ package struct Operands: ~Copyable {
   /// Runs a plan on them.
   func run(
     _ plan: AttentionPlan,
+    _ additions: borrowing Additions,
     into output: borrowing MutableTensorView
   ) throws(AttentionError) {
     try plan.run(
       query: query.view.operand(layout),
       key: key.view.operand(layout),
       value: value.view.operand(layout),
+      mask: additions.maskView,
+      alibiSlopes: additions.slopesView,
+      sinks: additions.sinksView,
       into: output
     )
+  }
+
+  /// Runs a plan on nothing but them.
+  func run(
+    _ plan: AttentionPlan,
+    into output: borrowing MutableTensorView
+  ) throws(AttentionError) {
+    try run(plan, Additions(), into: output)
   }
 
   /// Runs a plan on them, with the log-sum-exp.
   func run(
     _ plan: AttentionPlan,
+    _ additions: borrowing Additions,
     into output: borrowing MutableTensorView,
     logSumExp: borrowing MutableTensorView
   ) throws(AttentionError) {
@@ -55,6 +68,9 @@ package struct Operands: ~Copyable {
       query: query.view.operand(layout),
       key: key.view.operand(layout),
       value: value.view.operand(layout),
+      mask: additions.maskView,
+      alibiSlopes: additions.slopesView,
+      sinks: additions.sinksView,
       into: output,
       logSumExp: logSumExp
     )
@@ -72,15 +88,25 @@ package struct Operands: ~Copyable {
     return output.copyFloats()
   }
 
+  /// Exact attention of some rows of nothing but them.
+  func exact(lastRows rows: Int, _ options: AttentionOptions) throws(AttentionError) -> [Float] {
+    try exact(lastRows: rows, options, Additions())
+  }
+
   /// Exact attention of some rows, in double precision, row-major [B, Hq, rows, Dv].
   ///
   /// - Parameters:
   ///   - rows: the last query rows of each head; as masks are aligned at the end, they see what they
   ///     see among all the others.
   ///   - options: scale, cap and mask.
+  ///   - additions: what there is beside.
   /// - Returns: the rows in their order.
   /// - Throws: `AttentionError` as ``attend(_:_:on:)``.
-  func exact(lastRows rows: Int, _ options: AttentionOptions) throws(AttentionError) -> [Float] {
+  func exact(
+    lastRows rows: Int,
+    _ options: AttentionOptions,
+    _ additions: borrowing Additions
+  ) throws(AttentionError) -> [Float] {
     let full = try shape()
     let (length, dimension) = (full.queryLength, full.headDimension)
     let shape = try AttentionShape(
@@ -106,10 +132,14 @@ package struct Operands: ~Copyable {
       offset: (length - shape.queryLength) * dimension
     )
     var output = try Tensor(.float32, shape: shape.outputShape)
+    let last = try additions.lastRows(shape.queryLength, queryLength: length)
     try plan.run(
       query: part,
       key: key.view.operand(layout),
       value: value.view.operand(layout),
+      mask: last.maskView,
+      alibiSlopes: last.slopesView,
+      sinks: last.sinksView,
       into: output.mutableView
     )
     return output.copyFloats()

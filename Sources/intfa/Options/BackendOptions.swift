@@ -30,11 +30,19 @@ struct BackendOptions: ParsableArguments {
 
   /// The backend that was asked for.
   ///
-  /// - Throws: `Failure` with status `unavailable`.
+  /// - Throws: `Failure` with status `unavailable`, or `usage` for several instruction sets.
   func make() throws -> any AttentionBackend {
+    if backend == .auto || backend == .cpu { return try processor.cpuBackend() }
+    return try makeEach()[0]
+  }
+
+  /// The backend that was asked for, once per instruction set that was.
+  ///
+  /// - Throws: `Failure` with status `unavailable`.
+  func makeEach() throws -> [any AttentionBackend] {
     switch backend {
-    case .auto, .cpu: return try processor.cpuBackend()
-    case .reference: return ReferenceBackend()
+    case .auto, .cpu: return try processor.cpuBackends()
+    case .reference: return [ReferenceBackend()]
     case .cuda:
       throw Failure(
         .unavailable,
@@ -49,10 +57,12 @@ struct ProcessorOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       "Instruction set of the kernels; unless given, what INTFA_ISA names, else the fastest here.",
+      discussion: "'bench' and 'check' take several, between commas.",
       valueName: "name"
-    )
+    ),
+    transform: CommaList<String>.names
   )
-  var isa: String?
+  var isa: CommaList<String>?
 
   @Option(
     help: ArgumentHelp(
@@ -71,26 +81,40 @@ struct ProcessorOptions: ParsableArguments {
     if let threads, threads < 1 {
       throw ValidationError("--threads is \(threads); it must be at least 1")
     }
-    if let isa, InstructionSet(rawValue: isa) == nil, !Self.instructionSetNames.contains(isa) {
+    for name in isa?.values ?? []
+    where InstructionSet(rawValue: name) == nil && !Self.instructionSetNames.contains(name) {
       throw ValidationError(
-        "--isa is '\(isa)'; it must be one of "
+        "--isa is '\(name)'; it must be one of "
           + Self.instructionSetNames.joined(separator: ", ")
       )
     }
   }
 
-  /// A CPU backend with these choices.
+  /// The one CPU backend with these choices.
   ///
-  /// - Throws: `Failure` with status `unavailable` for an instruction set that is not here.
+  /// - Throws: `Failure` with status `unavailable` for an instruction set that is not here, `usage`
+  ///   for several.
   func cpuBackend() throws -> CPUBackend {
-    let backend = CPUBackend(threadCount: threads, instructionSet: try instructionSet())
-    _ = try backend.chosenInstructionSet()
-    return backend
+    if let isa, isa.values.count > 1 {
+      throw Failure(.usage, "--isa is '\(isa)'; this verb takes one instruction set")
+    }
+    return try cpuBackends()[0]
   }
 
-  /// The instruction set that was asked for, or nil.
-  func instructionSet() throws -> InstructionSet? {
-    guard let isa else { return nil }
+  /// A CPU backend with these choices per instruction set that was asked for.
+  ///
+  /// - Throws: `Failure` with status `unavailable` for an instruction set that is not here.
+  func cpuBackends() throws -> [CPUBackend] {
+    let sets = try isa?.values.map { try Self.instructionSet($0) } ?? [nil]
+    return try sets.map { set in
+      let backend = CPUBackend(threadCount: threads, instructionSet: set)
+      _ = try backend.chosenInstructionSet()
+      return backend
+    }
+  }
+
+  /// The instruction set of this name.
+  private static func instructionSet(_ isa: String) throws -> InstructionSet? {
     guard let set = InstructionSet(rawValue: isa), set.isSupported else {
       throw Failure(
         .unavailable,

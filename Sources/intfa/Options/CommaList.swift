@@ -60,6 +60,14 @@ extension CommaList<String> {
     try Self(text, each: "a name") { $0.isEmpty ? nil : $0 }
   }
 
+  /// Experiments of the paper.
+  static func experiments(_ text: String) throws -> Self {
+    let names = Paper.Experiment.allCases.map(\.rawValue)
+    return try Self(text, each: "one of \(names.joined(separator: ", "))") {
+      names.contains($0) ? $0 : nil
+    }
+  }
+
   /// These names.
   init(_ values: [String]) {
     self.init(values, description: values.joined(separator: ","))

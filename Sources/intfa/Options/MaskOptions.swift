@@ -19,6 +19,14 @@ struct MaskOptions: ParsableArguments {
   )
   var window: Window?
 
+  @Option(
+    help: ArgumentHelp(
+      "Causal, and every query sees the first N keys.",
+      valueName: "n"
+    )
+  )
+  var prefix: Int?
+
   /// The two numbers of a sliding window.
   struct Window {
     let mask: AttentionMask
@@ -39,16 +47,26 @@ struct MaskOptions: ParsableArguments {
   }
 
   func validate() throws {
-    if let causal, window != nil {
+    if let prefix, prefix < 0 {
+      throw ValidationError("--prefix is \(prefix); it must be at least 0")
+    }
+    // A prefix is causal, so that both may be said.
+    let isPlainCausal = causal == true && prefix == nil
+    let causalFlag = isPlainCausal ? "--causal" : causal == false ? "--no-causal" : nil
+    let given = [causalFlag, window.map { _ in "--window" }, prefix.map { _ in "--prefix" }]
+      .compactMap(\.self)
+    if given.count > 1 {
       throw ValidationError(
-        "--\(causal ? "causal" : "no-causal") and --window contradict each other: a mask is one of "
-          + "full, causal and a window"
+        "\(given.joined(separator: " and ")) contradict each other: a mask is one of full, causal, "
+          + "causal with a prefix, and a window"
       )
     }
   }
 
   /// The mask that was asked for, or nil where nothing was said.
-  var explicit: AttentionMask? { window?.mask ?? causal.map { $0 ? .causal : .full } }
+  var explicit: AttentionMask? {
+    prefix.map { .prefixCausal(prefix: $0) } ?? window?.mask ?? causal.map { $0 ? .causal : .full }
+  }
 
   /// The mask; full where nothing was said.
   var mask: AttentionMask { explicit ?? .full }
@@ -60,6 +78,7 @@ extension AttentionMask {
     switch self {
     case .full: "full"
     case .causal: "causal"
+    case .prefixCausal(let prefix): "prefix \(prefix)"
     case .sliding(let left, let right):
       "window \(left.map(String.init) ?? ""),\(right.map(String.init) ?? "")"
     }

@@ -5,9 +5,16 @@ struct Timing {
   /// Runs `body` and notes how long it took.
   mutating func measure(_ body: () throws -> Void) rethrows {
     let clock = ContinuousClock()
-    let duration = try clock.measure(body)
-    seconds.append(duration / .seconds(1))
+    add(try clock.measure(body))
   }
+
+  /// Notes what `count` runs took together, as the time of one.
+  mutating func add(_ duration: Duration, count: Int = 1) {
+    seconds.append(duration / .seconds(1) / Double(count))
+  }
+
+  /// Whether nothing has been timed.
+  var isEmpty: Bool { seconds.isEmpty }
 
   /// The shortest time, the one that was disturbed least.
   var least: Double { seconds.min() ?? .nan }
@@ -38,11 +45,23 @@ struct Timing {
   ) rethrows -> [Timing] {
     var timings = [Timing](repeating: Timing(), count: count)
     for index in 0..<count { try warmUp(index) }
+    try takeTurns(count, budget: budget) { index in
+      try timings[index].measure { try run(index) }
+    }
+    return timings
+  }
+
+  /// Calls `turn` for each of `count` things, again and again until `budget` seconds per thing are
+  /// spent, and at least once.
+  static func takeTurns(
+    _ count: Int,
+    budget: Double,
+    _ turn: (_ index: Int) throws -> Void
+  ) rethrows {
     let start = ContinuousClock.now
     let limit = Duration.seconds(budget * Double(count))
     repeat {
-      for index in 0..<count { try timings[index].measure { try run(index) } }
+      for index in 0..<count { try turn(index) }
     } while ContinuousClock.now - start < limit
-    return timings
   }
 }

@@ -146,9 +146,15 @@ import Testing
       keyValueLength: 1,
       headDimension: 8
     )
-    var recipe = Precision.int8.recipe
-    recipe.tileLength = 256
-    for recipe in [recipe, Precision.int4QueryKey.recipe, Precision.int8.specification] {
+    var longTiles = Precision.int8.recipe
+    longTiles.tileLength = 256
+    var splitUnit = Precision.int8.recipe
+    splitUnit.firstTileLength = 32
+    var oddTiles = Precision.float16.recipe
+    oddTiles.tileLength = 37
+    for recipe in [
+      longTiles, splitUnit, oddTiles, Precision.int4QueryKey.recipe, Precision.int8.specification,
+    ] {
       let error = #expect(throws: AttentionError.self) {
         try AttentionPlan(shape, recipe: recipe, on: CPUBackend())
       }

@@ -110,6 +110,36 @@ import Testing
     }
   }
 
+  /// Dimensions around whole registers, tokens around whole sub-tiles, rows around whole groups.
+  @Test(arguments: InstructionSet.supported, [1, 5, 63, 64, 65, 96, 128, 256])
+  func everyDimensionGivesThePortableBits(_ set: InstructionSet, _ dimension: Int) throws {
+    for (queries, keys) in [(1, 1), (7, 65), (50, 193), (131, 311)] {
+      let shape = try AttentionShape(
+        queryHeadCount: 1,
+        keyValueHeadCount: 1,
+        queryLength: queries,
+        keyValueLength: keys,
+        headDimension: dimension,
+        valueDimension: 257 - dimension
+      )
+      for kind in [InputKind.outlierChannel, .hugeValue] {
+        let inputs = TestInputs(shape, kind)
+        for options in [
+          AttentionOptions(mask: .causal),
+          AttentionOptions(softcap: 3, mask: .sliding(left: 70, right: 3)),
+        ] {
+          let recipe = Precision.int8.recipe
+          let portable = CPUBackend(instructionSet: .portable)
+          let expected = try inputs.attend(recipe, options, on: portable)
+          let backend = CPUBackend(instructionSet: set)
+          let result = try inputs.attend(recipe, options, on: backend)
+          #expect(result.output == expected.output, "\(queries), \(keys), \(kind), \(options)")
+          #expect(result.logSumExp == expected.logSumExp, "\(queries), \(keys), \(kind)")
+        }
+      }
+    }
+  }
+
   @Test func stridesAndLayoutsDoNotChangeABit() throws {
     let inputs = TestInputs(try shape(length: 40))
     let s = inputs.shape

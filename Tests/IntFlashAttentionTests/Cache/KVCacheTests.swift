@@ -80,4 +80,124 @@ import Testing
     #expect(result.output == expected.output)
     #expect(result.logSumExp == expected.logSumExp)
   }
+
+  /// The same bits of integers.
+  ///
+  /// Floats are added in pieces of neighbouring pages, so their last bits are those of where pages
+  /// lie.
+  private func isSame(_ a: TestResult, _ b: TestResult, _ precision: Precision) -> Bool {
+    guard precision == .bfloat16 || precision == .float32 else { return a == b }
+    let difference = AccuracyReport(a.output, against: b.output).relativeL1
+    return difference <= precision.gate.rounding
+      && zip(a.logSumExp, b.logSumExp).allSatisfy {
+        ($0 - $1).magnitude <= precision.logSumExpBound
+      }
+  }
+
+  /// Two sequences with a common beginning: one is a fork of the other that went on by itself.
+  ///
+  /// Four-bit groups that were full do not get their eight bits back.
+  @Test(arguments: [Precision.int8, .bfloat16, .float32])
+  func forksAndTruncationsLeaveTheOthersAsTheyWere(_ precision: Precision) throws {
+    let first = try CachedInputs(length: 300, seed: 1)
+    let expected = try whole(first, precision)
+    // Room for both: the fork owns what follows the shared tokens.
+    let cache = try first.cache(precision, capacity: 700)
+    try first.append(0..<200, to: cache)
+    let fork = cache.fork()
+    let second = try CachedInputs(length: 300, seed: 2)
+    try second.append(200..<300, to: fork)
+    try first.append(200..<300, to: cache)
+    let untouched = isSame(try first.attend(0..<300, cache), expected, precision)
+    #expect(untouched)
+    try fork.truncate(to: 200)
+    try first.append(200..<300, to: fork)
+    let repeated = isSame(try first.attend(0..<300, fork), expected, precision)
+    #expect(repeated)
+  }
+
+  /// Pages of a pool come back in another order than they were taken, and are found again.
+  @Test(arguments: precisions, [64, 192])
+  func pagesAnywhereGiveTheSameBits(_ precision: Precision, _ pageLength: Int) throws {
+    let sequence = try CachedInputs(length: 517)
+    let expected = try whole(sequence, precision)
+    let shape = sequence.shape
+    let pool = try KVCachePool(
+      keyValueHeadCount: shape.keyValueHeadCount,
+      headDimension: shape.headDimension,
+      capacity: 2400,
+      pageLength: pageLength,
+      precision: precision
+    )
+    var others: [KVCache] = []
+    for length in [70, 300, 5, 410] {
+      let other = KVCache(in: pool)
+      try sequence.append(0..<length, to: other)
+      others.append(other)
+    }
+    others.remove(at: 1)
+    others.removeFirst()
+    let cache = KVCache(in: pool)
+    try sequence.append(0..<517, to: cache)
+    let scattered = isSame(try sequence.attend(0..<517, cache), expected, precision)
+    #expect(scattered)
+    // Prefill of one and decoding of the others in one call: each as it is alone.
+    let alone = try others.map { try sequence.attend($0.count - 1..<$0.count, $0) }
+    let together = try CachedInputs.attend(
+      [(sequence, 0..<517, cache)] + others.map { (sequence, $0.count - 1..<$0.count, $0) }
+    )
+    let joined = TestResult.joined([expected] + alone, heads: shape.queryHeadCount)
+    let unmoved = isSame(together, joined, precision)
+    #expect(unmoved)
+  }
+
+  @Test func withoutPagesNothingChanges() throws {
+    let sequence = try CachedInputs(length: 130)
+    let cache = try sequence.cache(.int8, capacity: 128)
+    try sequence.append(0..<100, to: cache)
+    let before = try sequence.attend(0..<100, cache)
+    let error = #expect(throws: AttentionError.self) { try sequence.append(100..<130, to: cache) }
+    #expect(error?.code == .outOfPages)
+    #expect(cache.count == 100)
+    let unchanged = try sequence.attend(0..<100, cache) == before
+    #expect(unchanged)
+    try sequence.append(100..<128, to: cache)
+    #expect(cache.count == 128)
+  }
+
+  @Test func badTokensLeaveTheCacheAsItWas() throws {
+    var inputs = TestInputs(try CachedInputs(length: 90).shape, .normal, seed: 4)
+    inputs.key[80 * 64 + 3] = .nan
+    let sequence = CachedInputs(inputs)
+    let cache = try sequence.cache(.int8)
+    try sequence.append(0..<70, to: cache)
+    let error = #expect(throws: AttentionError.self) { try sequence.append(70..<90, to: cache) }
+    #expect(error?.code == .nonFiniteInput)
+    #expect(cache.count == 70)
+  }
+
+  @Test func masksWithoutKernelAreRefused() throws {
+    let pool = try CachedInputs(length: 1).cache(.int8).pool
+    let options = AttentionOptions(mask: .prefixCausal(prefix: 3))
+    let error = #expect(throws: AttentionError.self) {
+      try CachedAttention(queryHeadCount: 4, options: options, pool: pool)
+    }
+    #expect(error?.code == .unsupported)
+  }
+
+  /// int8 at most 53 % of bfloat16, int4 42 %, int4KeyValue 32 %.
+  @Test func bytesPerTokenStayBelowTheirShares() throws {
+    func bytes(_ precision: Precision) throws -> Double {
+      try KVCachePool(
+        keyValueHeadCount: 1,
+        headDimension: 128,
+        capacity: 64,
+        precision: precision
+      ).bytesPerToken
+    }
+    let float = try bytes(.bfloat16)
+    for (precision, share) in [(Precision.int8, 0.53), (.int4, 0.42), (.int4KeyValue, 0.32)] {
+      #expect(try bytes(precision) <= share * float, "\(precision)")
+    }
+  }
 }

@@ -28,21 +28,12 @@ import Testing
     return rows
   }
 
-  private func table(_ set: InstructionSet) throws -> intfa_cpu_kernels {
-    let isa =
-      switch set {
-      case .portable: INTFA_PORTABLE
-      case .avx512VNNI: INTFA_AVX512_VNNI
-      }
-    return unsafe try #require(unsafe intfa_cpu_kernels_for(isa)).pointee
-  }
-
   @Test(arguments: InstructionSet.supported, shapes)
   func quantizedRowsAreTheDefinition(
     _ set: InstructionSet,
     _ shape: (count: Int, dimension: Int)
   ) throws {
-    let kernels = unsafe try table(set)
+    let kernels = unsafe try set.kernelTable()
     let (count, dimension) = shape
     for (centers, rotates) in [(false, false), (true, false), (false, true), (true, true)] {
       var expected = makeRows(count, dimension)
@@ -107,7 +98,7 @@ import Testing
     _ set: InstructionSet,
     _ shape: (count: Int, dimension: Int)
   ) throws {
-    let kernels = unsafe try table(set)
+    let kernels = unsafe try set.kernelTable()
     let (count, dimension) = shape
     var rows = makeRows(count, dimension)
     for bad in [nil, 0, count / 2, count - 1] as [Int?] {
@@ -199,7 +190,7 @@ import Testing
 
   private func pack(_ shape: (count: Int, dimension: Int), keys: Bool) throws -> [UInt8] {
     let (count, dimension) = shape
-    let kernels = unsafe try table(.portable)
+    let kernels = unsafe try InstructionSet.portable.kernelTable()
     let codes = HeadCodes(makeRows(count, dimension), .int8(.token)).codes.map { Int8($0) }
     let bytes =
       unsafe keys

@@ -17,6 +17,10 @@ import Testing
       (.sliding(left: nil, right: nil), 2, 3, ["111", "111"]),
       (.sliding(left: .max, right: .max), 2, 3, ["111", "111"]),
       (.sliding(left: 0, right: 0), 4, 2, ["00", "00", "10", "01"]),
+      (.prefixCausal(prefix: 4), 3, 5, ["11110", "11110", "11111"]),
+      (.prefixCausal(prefix: 1), 4, 2, ["10", "10", "10", "11"]),
+      (.prefixCausal(prefix: .max), 2, 3, ["111", "111"]),
+      (.prefixCausal(prefix: 0), 3, 5, ["11100", "11110", "11111"]),
     ] as [(AttentionMask, Int, Int, [String])]
   )
   func pictures(_ mask: AttentionMask, _ queries: Int, _ keys: Int, _ picture: [String]) {

@@ -227,6 +227,36 @@ import Testing
     }
   }
 
+  @Test(arguments: [Precision.int8, .int8Paper, .bfloat16, .float32])
+  func thePrepassCanBeTimedApart(precision: Precision) throws {
+    let inputs = TestInputs(try makeShape())
+    let shape = inputs.shape
+    let query = try Tensor(inputs.query, shape: shape.queryShape)
+    let key = try Tensor(inputs.key, shape: shape.keyShape)
+    let value = try Tensor(inputs.value, shape: shape.valueShape)
+    let backends: [(any AttentionBackend, Int)] = [(CPUBackend(), 1), (ReferenceBackend(), 0)]
+    for (backend, expectedCalls) in backends {
+      let plan = try AttentionPlan(shape, precision: precision, on: backend)
+      var plain = try Tensor(.float32, shape: shape.outputShape)
+      try plan.run(
+        query: query.view,
+        key: key.view,
+        value: value.view,
+        into: plain.mutableView
+      )
+      var timed = try Tensor(.float32, shape: shape.outputShape)
+      var calls = 0
+      try plan.run(
+        query: query.view,
+        key: key.view,
+        value: value.view,
+        into: timed.mutableView
+      ) { calls += 1 }
+      #expect(calls == expectedCalls)
+      #expect(timed.copyFloats() == plain.copyFloats())
+    }
+  }
+
   @Test func emptyBatchesAndQueriesWriteNothing() throws {
     for (batch, length) in [(0, 4), (2, 0)] {
       let shape = try AttentionShape(

@@ -1,0 +1,145 @@
+// Integer tile loop for few query rows, as in decoding: bound by the bytes of keys and values.
+//
+// One to sixteen rows, four at a time against the same tile. There is little to overlap, so the steps
+// of x86_avx512vnni.c simply follow each other, and every loaded line asks for the line that stands
+// at its place in the next tile. The results are those of the other loop, bit for bit.
+//
+// Per tile of 128 keys, D = 64 and one row: 256 loads, 256 fetches, 256 vpdpbusd, about 250 other
+// instructions; 16 KiB. Registers: 16 sums or fewer (two sets where the chains of one would wait for
+// each other), a key or value, a broadcast.
+#if defined(__x86_64__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
+                             apply_to = function)
+#include "kernels.h"
+#include "x86_avx512vnni_tiles.h"
+
+enum { SETS = 2 };  // of sums, where one row has too few of them to keep the multipliers busy
+
+INLINE __m512i broadcast_four(const void *four_bytes) {
+  int32_t four;
+  memcpy(&four, four_bytes, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// Products of `rows` rows from `row` with sub-tile `sub`.
+INLINE void score_few(const int rows, const state *s, const tile_operands *t, int32_t row, int32_t sub,
+                      const char *ahead, group *g) {
+  const int sets = rows == 1 ? SETS : 1;
+  const int32_t stride = t->stride;
+  const int8_t *q = s->query + (int64_t)row * stride;
+  const uint8_t *key = t->key[sub];
+  __m512i acc[SETS][ROWS][4];
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int j = 0; j < 4; j++) {
+      acc[0][i][j] = _mm512_set1_epi32(s->start[row + i]);
+      if (sets == SETS) acc[1][i][j] = _mm512_setzero_si512();
+    }
+  const int32_t steps = stride / 4;
+  int32_t step = 0;
+  KEEP_LOOP for (; step + sets <= steps; step += sets)
+    UNROLL for (int set = 0; set < sets; set++, q += 4, key += 4 * KEYS, ahead += 4 * KEYS)
+      UNROLL for (int j = 0; j < 4; j++) {
+        const __m512i k = _mm512_loadu_si512(key + 64 * j);
+        _mm_prefetch(ahead + 64 * j, _MM_HINT_NTA);
+        UNROLL for (int i = 0; i < rows; i++)
+          acc[set][i][j] = _mm512_dpbusd_epi32(acc[set][i][j], k, broadcast_four(q + i * stride));
+      }
+  for (; step < steps; step++, q += 4, key += 4 * KEYS)
+    UNROLL for (int j = 0; j < 4; j++)
+      UNROLL for (int i = 0; i < rows; i++)
+        acc[0][i][j] = _mm512_dpbusd_epi32(acc[0][i][j], _mm512_loadu_si512(key + 64 * j),
+                                           broadcast_four(q + i * stride));
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int j = 0; j < 4; j++) {
+      const __m512i sum = sets == SETS ? _mm512_add_epi32(acc[0][i][j], acc[1][i][j]) : acc[0][i][j];
+      _mm512_store_si512(g->product[sub][i] + 16 * j, sum);
+    }
+}
+
+// out += gain * (p x values) for `rows` rows and 64 channels from `c`.
+INLINE void values_few(const int rows, const intfa_attend_tiles *a, const tile_operands *t,
+                       const group *g, int32_t row, int32_t fours, int32_t c, const char *const *ahead) {
+  const int sets = rows == 1 ? SETS : 1;
+  __m512i acc[SETS][ROWS][4];
+  UNROLL for (int set = 0; set < sets; set++)
+    UNROLL for (int i = 0; i < rows; i++)
+      UNROLL for (int j = 0; j < 4; j++) acc[set][i][j] = _mm512_setzero_si512();
+  for (int32_t first = 0; first < fours; first += UNITS) {
+    const int32_t sub = first / UNITS;
+    // Weights of keys that nobody sees are zero, so an odd number of fours does not matter.
+    const int32_t count = fours - first < UNITS ? (fours - first + 1) / 2 * 2 : UNITS;
+    const int8_t *v = t->value[sub] + c * KEYS;
+    const char *next = ahead[sub] + c * KEYS;
+    KEEP_LOOP for (int32_t four = 0; four < count; four += 2)
+      UNROLL for (int k = 0; k < 2; k++, v += 4 * KEYS, next += 4 * KEYS)
+        UNROLL for (int j = 0; j < 4; j++) {
+          const __m512i x = _mm512_loadu_si512(v + 64 * j);
+          const uint8_t *p = g->p[sub][0] + p_offset(four + k);
+          _mm_prefetch(next + 64 * j, _MM_HINT_NTA);
+          UNROLL for (int i = 0; i < rows; i++)
+            acc[k % sets][i][j] = _mm512_dpbusd_epi32(acc[k % sets][i][j], broadcast_four(p + i * KEYS), x);
+        }
+  }
+  UNROLL for (int i = 0; i < rows; i++) {
+    const __m512 gain = _mm512_set1_ps(g->gain[i]);
+    UNROLL for (int j = 0; j < 4; j++) {
+      const __m512i sum = sets == SETS ? _mm512_add_epi32(acc[0][i][j], acc[1][i][j]) : acc[0][i][j];
+      float *o = a->out + (row + i) * a->out_stride + c + 16 * j;
+      _mm512_store_ps(o, _mm512_add_ps(_mm512_load_ps(o), _mm512_mul_ps(_mm512_cvtepi32_ps(sum), gain)));
+    }
+  }
+}
+
+// What is fetched beside each stored sub-tile, 16 KiB ahead so that the first-level cache holds it:
+// its place in the next tile, or where tiles are that large already, the sub-tile after it.
+static void find_ahead(const tile_operands *t, const char *const *here, const char *const *next,
+                       const char **ahead) {
+  const int32_t subs = t->end - t->begin > KEYS ? 2 : 1;
+  const bool is_large = t->stride + t->width > 128;
+  for (int32_t sub = 0; sub < subs; sub++) {
+    const int32_t after = is_large ? sub + 1 - subs : sub;
+    ahead[sub] = after < 0 ? here[sub + 1] : after < t->next_subs ? next[after] : here[0];
+  }
+}
+
+// `rows` rows from `row` against a tile.
+INLINE void attend_few(const int rows, const intfa_attend_tiles *a, state *s, const tile_operands *t,
+                       int32_t row, const char *const *next_key, const char *const *next_value) {
+  const extent seen = extent_of(a, t, row);
+  group *g = &s->groups[0];
+  if (!seen.subs) return;
+  for (int32_t sub = 0; sub < seen.subs; sub++) {
+    score_few(rows, s, t, row, sub, next_key[sub], g);
+    logits(s, g, sub, rows, s->scale + row);
+  }
+  settle_logits(a, s, g, row, t, seen);
+  for (int32_t sub = 0; sub < seen.subs; sub++) exponentials(g, sub, rows, s);
+  add_totals(a, g, row, t, seen.subs);
+  for (int32_t c = 0; c < t->width; c += 64)
+    values_few(rows, a, t, g, row, seen.fours, c, next_value);
+}
+
+void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a) {
+  state *s = a->scratch;
+  tile_operands t = operands_of(a);
+  prepare(a, s, t.stride);
+  memset(&s->groups[0], 0, sizeof s->groups[0]);
+  for (t.begin = a->key_begin; t.begin < a->key_end; t.begin = t.end) {
+    const char *next_key[SUBS], *next_value[SUBS];
+    t.end = tile_end(t.begin, a->key_end, a->first_tile, a->tile);
+    find_tile(a, &t);
+    find_ahead(&t, (const char *const *)t.key, t.next_key, next_key);
+    find_ahead(&t, (const char *const *)t.value, t.next_value, next_value);
+    unpack_keys(a, s, &t);
+    unpack_values(a, s, &t);
+    copy_arrays(a, s, &t);
+    for (int32_t row = 0; row < a->rows; row += ROWS)
+      switch (a->rows - row) {
+        case 1: attend_few(1, a, s, &t, row, next_key, next_value); break;
+        case 2: attend_few(2, a, s, &t, row, next_key, next_value); break;
+        default: attend_few(ROWS, a, s, &t, row, next_key, next_value);
+      }
+  }
+}
+#pragma clang attribute pop
+#endif

@@ -1,0 +1,60 @@
+import IntFlashAttention
+
+/// What a call may have beside query, key and value; tensors without elements are absent.
+struct Additions: ~Copyable {
+  private let mask: Tensor
+  private let alibiSlopes: Tensor
+  private let sinks: Tensor
+
+  /// Nothing.
+  init() throws(AttentionError) {
+    try self.init(mask: Self.nothing(), alibiSlopes: [], sinks: Self.nothing())
+  }
+
+  /// Takes what there is.
+  init(
+    mask: consuming Tensor,
+    alibiSlopes: [Float],
+    sinks: consuming Tensor
+  ) throws(AttentionError) {
+    self.alibiSlopes = try Tensor(alibiSlopes, shape: [alibiSlopes.count])
+    self.mask = mask
+    self.sinks = sinks
+  }
+
+  /// What stands for an absent tensor.
+  static func nothing() throws(AttentionError) -> Tensor { try Tensor(.float32, shape: [0]) }
+
+  var maskView: TensorView? {
+    @_lifetime(borrow self)
+    get { mask.shape == [0] ? nil : mask.view }
+  }
+  var slopesView: TensorView? {
+    @_lifetime(borrow self)
+    get { alibiSlopes.shape == [0] ? nil : alibiSlopes.view }
+  }
+  var sinksView: TensorView? {
+    @_lifetime(borrow self)
+    get { sinks.shape == [0] ? nil : sinks.view }
+  }
+
+  /// The same for the last query rows of each head.
+  ///
+  /// - Throws: `AttentionError` where there is no memory.
+  func lastRows(_ rows: Int, queryLength: Int) throws(AttentionError) -> Additions {
+    var (shape, elements) = (mask.shape, mask.view.copyFloats())
+    if shape.count > 1, shape[shape.count - 2] == queryLength {
+      let keys = shape[shape.count - 1]
+      let head = queryLength * keys
+      elements = stride(from: 0, to: elements.count, by: max(head, 1)).flatMap { start in
+        elements[(start + head - rows * keys)..<(start + head)]
+      }
+      shape[shape.count - 2] = rows
+    }
+    return try Additions(
+      mask: Tensor(elements, shape: shape, elementType: mask.elementType),
+      alibiSlopes: alibiSlopes.copyFloats(),
+      sinks: Tensor(sinks.copyFloats(), shape: sinks.shape)
+    )
+  }
+}
