@@ -15,7 +15,7 @@ let pool = try KVCachePool(
 let cache = KVCache(in: pool)
 let attention = try CachedAttention(queryHeadCount: queryHeads, pool: pool)
 
-func step(tokens: Int) throws {
+@MainActor func step(tokens: Int) throws {
   let key = try noise([keyHeads, tokens, dimension])
   let value = try noise([keyHeads, tokens, dimension])
   try cache.append(key: key.view, value: value.view)
