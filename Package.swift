@@ -17,6 +17,7 @@ let package = Package(
   // MARK: Public
   products: [
     .library(name: "IntFlashAttention", targets: ["IntFlashAttention"]),
+    .library(name: "IntFlashAttentionCUDA", targets: ["IntFlashAttentionCUDA"]),
     .library(name: "TensorFiles", targets: ["TensorFiles"]),
     .executable(name: "intfa", targets: ["intfa"]),
   ],
@@ -34,6 +35,11 @@ let package = Package(
       swiftSettings: swiftSettings
     ),
     .target(
+      name: "IntFlashAttentionCUDA",
+      dependencies: ["IntFlashAttention", "CAttentionKernels"],
+      swiftSettings: swiftSettings
+    ),
+    .target(
       name: "TensorFiles",
       dependencies: ["IntFlashAttention"],
       swiftSettings: swiftSettings
@@ -42,6 +48,7 @@ let package = Package(
       name: "intfa",
       dependencies: [
         "IntFlashAttention",
+        "IntFlashAttentionCUDA",
         "TensorFiles",
         "CDemoActivations",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
@@ -68,13 +75,18 @@ let package = Package(
       swiftSettings: swiftSettings
     ),
     .testTarget(
+      name: "IntFlashAttentionCUDATests",
+      dependencies: ["IntFlashAttentionCUDA", "AttentionTestSupport"],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
       name: "TensorFilesTests",
       dependencies: ["TensorFiles", "AttentionTestSupport"],
       swiftSettings: swiftSettings
     ),
     .testTarget(
       name: "intfaTests",
-      dependencies: ["intfa", "TensorFiles", "AttentionTestSupport"],
+      dependencies: ["intfa", "IntFlashAttentionCUDA", "TensorFiles", "AttentionTestSupport"],
       swiftSettings: swiftSettings
     ),
   ],

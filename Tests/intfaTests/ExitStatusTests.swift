@@ -1,6 +1,7 @@
 import AttentionTestSupport
 import Foundation
 import IntFlashAttention
+import IntFlashAttentionCUDA
 import TensorFiles
 import Testing
 
@@ -30,6 +31,7 @@ import Testing
     (["explain", "--isa", "portable,portable"], "this verb takes one instruction set"),
     (["explain", "--backend", "tpu"], "tpu"),
     (["explain", "--backend", "reference", "--isa", "portable"], "--isa portable"),
+    (["explain", "--backend", "cuda", "--threads", "2"], "--threads 2 is for the CPU"),
     (["explain", "--precision", "int9"], "int9"),
     (["check", "--inputs", "gaussian"], "'gaussian' must be one of normal, uniform, activations"),
     (["run", "in.safetensors"], "--output"),
@@ -55,7 +57,6 @@ import Testing
 
   /// What is not here, and words of the message.
   static let unavailable: [([String], String)] = [
-    (["explain", "--backend", "cuda"], "--backend cuda is not available"),
     (["explain", "--precision", "int4QueryKey"], "no kernel for this recipe"),
     (["bench", "--precisions", "int8,int4QueryKey"], "no kernel for this recipe"),
     (["explain", "--isa", missingInstructionSet], "--isa \(missingInstructionSet)"),
@@ -72,6 +73,36 @@ import Testing
     #expect(run.status == 69)
     #expect(run.messages.contains(words), "\(run.messages)")
     #expect(run.output.isEmpty)
+  }
+
+  @Test(
+    .enabled(if: (try? CUDADevice.all()) == nil, "this machine has a GPU"),
+    arguments: ["explain", "bench", "check"]
+  )
+  func cudaWithoutAGPUIs69(verb: String) throws {
+    let run = try CommandRun(verb, "--backend", "cuda")
+    #expect(run.status == 69)
+    let sentence = "Error: --backend cuda is not available here: no CUDA driver: "
+    #expect(run.messages.hasPrefix(sentence), "\(run.messages)")
+    #expect(run.messages.split(separator: "\n").count == 1, "\(run.messages)")
+    #expect(run.output.isEmpty)
+  }
+
+  @Test(.enabled(if: (try? CUDADevice.all()) == nil, "this machine has a GPU"))
+  func runOnCUDAWithoutAGPUIs69AndWritesNothing() throws {
+    let folder = try TemporaryFolder()
+    try InputFiles.write(inputs(), to: folder.path("in.safetensors"))
+    let output = folder.path("out.safetensors")
+    let run = try CommandRun(
+      "run",
+      folder.path("in.safetensors"),
+      "-o",
+      output,
+      "--backend",
+      "cuda"
+    )
+    #expect(run.status == 69)
+    #expect(!FileManager.default.fileExists(atPath: output))
   }
 
   @Test func unknownNameInTheEnvironmentIs64() throws {

@@ -299,7 +299,8 @@ import Testing
     #expect(
       run.firstKeys == [
         "version", "processor", "architecture", "processors", "cores", "processorLimit", "threads",
-        "instructionSets", "isa", "INTFA_ISA", "cacheDirectory", "gpu",
+        "instructionSets", "isa", "INTFA_ISA", "cacheDirectory", "gpus", "cudaDriver",
+        "cudaCompiler",
       ]
     )
     let object = try #require(run.objects().first)

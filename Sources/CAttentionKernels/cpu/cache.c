@@ -73,21 +73,6 @@ void intfa_attend_exactly(const intfa_attend_exact *a) {
   }
 }
 
-void intfa_embed_positions(const intfa_rotary *a) {
-  const int32_t pairs = a->rotated / 2;
-  float *x = a->target;
-  for (int64_t i = a->begin; i < a->end; i++, x += a->dimension) {
-    const int64_t at = (a->position + i - a->begin) * pairs;
-    load_row(&a->rows, i, a->dimension, x);
-    for (int32_t p = 0; p < pairs; p++) {
-      float *first = x + (a->interleaved ? 2 * p : p), *second = first + (a->interleaved ? 1 : pairs);
-      const float u = *first, v = *second, cosine = a->cosines[at + p], sine = a->sines[at + p];
-      *first = u * cosine - v * sine;
-      *second = v * cosine + u * sine;
-    }
-  }
-}
-
 uint64_t intfa_read_bytes(const void *base, int64_t bytes) {
   typedef uint64_t line __attribute__((vector_size(64)));
   const line *x = base;

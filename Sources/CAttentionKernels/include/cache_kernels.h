@@ -49,21 +49,6 @@ typedef struct {
 } intfa_attend_exact;
 void intfa_attend_exactly(const intfa_attend_exact *a);
 
-// Rotary embedding of rows [begin, end) into float32 [row][dimension]: channels come in pairs, the
-// first `rotated` of them turn, pair p of row i by the angle of row `position + i - begin` of the tables.
-typedef struct {
-  intfa_rows rows;
-  int64_t begin, end;
-  int32_t dimension;
-  int32_t rotated;          // even, at most dimension
-  bool interleaved;         // pairs (2p, 2p + 1), else (p, p + rotated / 2)
-  const float *cosines;     // [position][rotated / 2]
-  const float *sines;
-  int64_t position;         // of row `begin`
-  float *target;            // row `begin` is the first
-} intfa_rotary;
-void intfa_embed_positions(const intfa_rotary *a);
-
 // Reads `bytes` bytes once, 64 at a time; the result depends on all of them. `bytes` is a multiple of
 // 512: the plain read that decoding is measured against.
 uint64_t intfa_read_bytes(const void *base, int64_t bytes);

@@ -123,6 +123,28 @@ public struct PlanSummary: Hashable, Sendable, CustomStringConvertible {
   /// Names of the kernels that run, in order.
   public var kernels: [String]
 
+  package init(
+    backend: String,
+    instructionSet: String,
+    tileLengths: [Int],
+    queryBlockLength: Int,
+    workItemCount: Int,
+    threadCount: Int,
+    workspaceByteCount: Int,
+    keyValueBytesPerToken: Double,
+    kernels: [String]
+  ) {
+    self.backend = backend
+    self.instructionSet = instructionSet
+    self.tileLengths = tileLengths
+    self.queryBlockLength = queryBlockLength
+    self.workItemCount = workItemCount
+    self.threadCount = threadCount
+    self.workspaceByteCount = workspaceByteCount
+    self.keyValueBytesPerToken = keyValueBytesPerToken
+    self.kernels = kernels
+  }
+
   /// One choice per line.
   public var description: String {
     """

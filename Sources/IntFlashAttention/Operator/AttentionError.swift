@@ -23,6 +23,8 @@ public struct AttentionError: Error, Hashable, Sendable, CustomStringConvertible
     case unavailable
     /// Memory for the call could not be had.
     case outOfMemory
+    /// A GPU, its driver or its compiler reported a failure; the message has their words.
+    case deviceFailure
     /// A pool of cached tokens has too few free pages.
     case outOfPages
   }

@@ -132,7 +132,7 @@ public struct QuantizationRecipe: Hashable, Sendable {
 
   /// Keys of every tile but the first, for a head with or without outliers in its values.
   package func tileLength(hasOutlier: Bool) -> Int {
-    hasOutlier ? FoldedValueScales.outlierTileLength : tileLength
+    hasOutlier ? min(FoldedValueScales.outlierTileLength, tileLength) : tileLength
   }
 
   /// The first key of the tile that holds this key.
@@ -179,14 +179,14 @@ public struct QuantizationRecipe: Hashable, Sendable {
     if rowSum != .automatic && valueScale == .foldedReciprocal {
       try refuse("valueScale foldedReciprocal needs rowSum automatic")
     }
-    if rowSum == .automatic && !tileLength.isMultiple(of: FoldedValueScales.outlierTileLength) {
-      try refuse("rowSum automatic needs tiles of a multiple of 64 keys, not \(tileLength)")
+    let outlierLength = FoldedValueScales.outlierTileLength
+    if rowSum == .automatic, !tileLength.isMultiple(of: outlierLength),
+      !outlierLength.isMultiple(of: tileLength)
+    {
+      try refuse("rowSum automatic needs tiles of a multiple or part of 64 keys, not \(tileLength)")
     }
     if exponential == .table64 && (probability != .unsigned8 || reference != .tileMaximum) {
       try refuse("exponential table64 needs probability unsigned8 and reference tileMaximum")
-    }
-    if rowSum == .automatic && exponential != .table64 {
-      try refuse("rowSum automatic needs exponential table64")
     }
     switch (valueScale, value) {
     case (.output, .int8(.token)), (.output, .int8(.block)), (.output, .int4Clipped),

@@ -1,11 +1,12 @@
 import ArgumentParser
 import IntFlashAttention
+import IntFlashAttentionCUDA
 
 /// Where attention is computed.
 struct BackendOptions: ParsableArguments {
   /// The names that `--backend` takes.
   enum Name: String, ExpressibleByArgument, CaseIterable {
-    /// The fastest that this machine has.
+    /// The CPU: a GPU is used where it is asked for.
     case auto
     /// The definition, in double precision.
     case reference
@@ -13,18 +14,19 @@ struct BackendOptions: ParsableArguments {
     case cuda
   }
 
-  @Option(help: "Where attention is computed; auto is cpu in this build.")
+  @Option(help: "Where attention is computed; auto is cpu.")
   var backend = Name.auto
 
   @OptionGroup var processor: ProcessorOptions
 
   func validate() throws {
-    guard backend == .reference else { return }
+    guard backend == .reference || backend == .cuda else { return }
+    let name = backend.rawValue
     if let isa = processor.isa {
-      throw ValidationError("--isa \(isa) is for the CPU; --backend reference has no such choice")
+      throw ValidationError("--isa \(isa) is for the CPU; --backend \(name) has no such choice")
     }
     if let threads = processor.threads {
-      throw ValidationError("--threads \(threads) is for the CPU; --backend reference uses all")
+      throw ValidationError("--threads \(threads) is for the CPU; --backend \(name) uses all")
     }
   }
 
@@ -44,10 +46,14 @@ struct BackendOptions: ParsableArguments {
     case .auto, .cpu: return try processor.cpuBackends()
     case .reference: return [ReferenceBackend()]
     case .cuda:
-      throw Failure(
-        .unavailable,
-        "--backend cuda is not available: this build of intfa has no CUDA backend"
-      )
+      let backend = CUDABackend()
+      do throws(AttentionError) {
+        _ = try backend.device()
+        _ = try NVRTC.shared.get()
+      } catch {
+        throw Failure(.unavailable, "--backend cuda is not available here: \(error.message)")
+      }
+      return [backend]
     }
   }
 }

@@ -37,7 +37,7 @@ struct Failure: Error {
       case .invalidArgument: .usage
       case .shapeMismatch, .unsupportedElementType, .nonFiniteInput, .valueOutOfRange: .badData
       case .unsupported, .unavailable: .unavailable
-      case .overlappingOutput, .outOfMemory, .outOfPages: .internalError
+      case .overlappingOutput, .outOfMemory, .outOfPages, .deviceFailure: .internalError
       }
     self.init(status, error.message)
   }

@@ -54,17 +54,4 @@ enum Machine {
     guard let value = ProcessInfo.processInfo.environment[name], !value.isEmpty else { return nil }
     return value
   }
-
-  /// Where compiled kernels are kept.
-  static var cacheDirectory: String {
-    if let directory = environment("INTFA_CACHE_DIR") { return directory }
-    let name = "int-flash-attention"
-    if let directory = environment("XDG_CACHE_HOME") { return "\(directory)/\(name)" }
-    let home = environment("HOME") ?? "."
-    #if canImport(Darwin)
-    return "\(home)/Library/Caches/\(name)"
-    #else
-    return "\(home)/.cache/\(name)"
-    #endif
-  }
 }

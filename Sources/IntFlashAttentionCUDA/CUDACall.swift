@@ -1,0 +1,352 @@
+internal import CAttentionKernels
+import IntFlashAttention
+
+/// One call on a device: the kernels in order, each with its arguments.
+struct CUDACall {
+  /// A tensor in device memory, row-major.
+  struct Operand {
+    let address: UInt64
+    let elementType: ElementType
+    let shape: [Int]
+
+    init(_ tensor: borrowing DeviceTensor) {
+      address = tensor.memory.address
+      elementType = tensor.elementType
+      shape = tensor.shape
+    }
+  }
+
+  let kernel: CUDAKernel
+  let base: UInt64
+  let stream: CUDAStream
+  let query: Operand
+  let key: Operand
+  let value: Operand
+  let output: Operand
+  let logSumExp: Operand?
+
+  private var shape: AttentionShape { kernel.descriptor.shape }
+  private var sizes: CUDATileSizes { kernel.sizes }
+  private var layout: CUDAWorkspaceLayout { kernel.layout }
+  private var recipe: QuantizationRecipe { kernel.descriptor.recipe }
+  private var queryHeads: Int { shape.batchCount * shape.queryHeadCount }
+  private var keyHeads: Int { shape.batchCount * shape.keyValueHeadCount }
+
+  /// log2(e), in front of every logit: the kernels count in powers of two.
+  private static let log2e: Float = 1.442695041
+  /// Rows of a block in the kernels that give a warp a row.
+  private static let rowsPerBlock = 8
+
+  private func place(_ offset: Int) -> UInt64 { base + UInt64(offset) }
+
+  func run() throws(AttentionError) {
+    try survey()
+    if kernel.method.hasIntegerProducts {
+      if recipe.centersKey { try findMeans() }
+      try quantizeValues()
+      try quantizeKeys()
+      try quantizeQueries()
+    } else {
+      try convert(query, to: layout.query)
+      try convert(key, to: layout.key)
+      try convert(value, to: layout.value)
+    }
+    try attend()
+    guard sizes.splitCount > 1 else { return }
+    let blocks = rowBlocks(queryHeads * shape.queryLength)
+    try kernel.module.launch(.merge, blocks: blocks, outputParameters(), on: stream)
+  }
+
+  // MARK: Arguments
+
+  private func rows(_ operand: Operand) -> intfa_cuda_rows {
+    let (heads, tokens, dimension) = (operand.shape[1], operand.shape[2], operand.shape[3])
+    var rows = intfa_cuda_rows()
+    rows.base = operand.address
+    rows.batch_stride = Int64(heads * tokens * dimension)
+    rows.head_stride = Int64(tokens * dimension)
+    rows.token_stride = Int64(dimension)
+    rows.format = operand.elementType.deviceFormat
+    rows.batch_heads = Int32(heads)
+    rows.heads = Int32(operand.shape[0] * heads)
+    rows.tokens = Int32(tokens)
+    rows.dimension = Int32(dimension)
+    return rows
+  }
+
+  private func rowBlocks(_ rows: Int) -> Int {
+    (rows + Self.rowsPerBlock - 1) / Self.rowsPerBlock
+  }
+
+  private func rotation(_ dimension: Int, _ isRotated: Bool) -> Int32 {
+    isRotated ? Int32(HadamardRotation(dimension: dimension).blockLength) : 1
+  }
+  private var queryKeyRotation: Int32 {
+    rotation(shape.headDimension, recipe.rotatesQueryAndKey)
+  }
+  private var valueRotation: Int32 { rotation(shape.valueDimension, recipe.rotatesValue) }
+
+  /// What multiplies the products of codes: scale, log2(e), and 1/p of the rotation.
+  private var logitUnit: Float {
+    kernel.descriptor.softmaxScale * Self.log2e / Float(queryKeyRotation)
+  }
+
+  // MARK: Pre-pass
+
+  private func survey() throws(AttentionError) {
+    let isInteger = kernel.method.hasIntegerProducts
+    for (index, operand, format, sums, maxima) in [
+      (0, query, recipe.query, recipe.centersKey ? layout.querySums : nil, nil),
+      (1, key, recipe.key, recipe.centersKey ? layout.keySums : nil, nil),
+      (2, value, recipe.value, nil, isInteger ? layout.maxima : nil),
+    ] as [(Int, Operand, OperandFormat, Int?, Int?)] {
+      var p = intfa_cuda_survey()
+      p.rows = rows(operand)
+      p.limit = InputCheck.limit(for: format)
+      p.tensor = Int32(index)
+      p.rotation = valueRotation
+      p.maxima_pitch = Int32(layout.pitch)
+      p.status = place(layout.status)
+      p.sums = sums.map(place) ?? 0
+      p.maxima = maxima.map(place) ?? 0
+      let unit = Int(INTFA_CUDA_SUM_BLOCK)
+      let blocks = Int(p.rows.heads) * ((Int(p.rows.tokens) + unit - 1) / unit)
+      try kernel.module.launch(.survey, blocks: blocks, p, on: stream)
+    }
+  }
+
+  private func findMeans() throws(AttentionError) {
+    var p = intfa_cuda_mean()
+    p.dimension = Int32(shape.headDimension)
+    p.rotation = queryKeyRotation
+    p.heads = Int32(keyHeads)
+    p.tokens = Int32(shape.keyValueLength)
+    p.sums = place(layout.keySums)
+    p.mean = place(layout.keyMean)
+    try kernel.module.launch(.means, blocks: keyHeads, p, on: stream)
+    p.heads = Int32(queryHeads)
+    p.tokens = Int32(shape.queryLength)
+    p.sums = place(layout.querySums)
+    p.mean = place(layout.queryMean)
+    p.rotated_mean = place(layout.rotatedQueryMean)
+    try kernel.module.launch(.means, blocks: queryHeads, p, on: stream)
+  }
+
+  private func quantizeValues() throws(AttentionError) {
+    let isFolded: Int32 = recipe.valueScale == .foldedReciprocal ? 1 : 0
+    var scales = intfa_cuda_value_scales()
+    scales.heads = Int32(keyHeads)
+    scales.tokens = Int32(shape.keyValueLength)
+    scales.pitch = Int32(layout.pitch)
+    scales.folded = isFolded
+    scales.maxima = place(layout.maxima)
+    scales.results = place(layout.valueHeads)
+    try kernel.module.launch(.valueScales, blocks: keyHeads, scales, on: stream)
+    var p = intfa_cuda_value_codes()
+    p.rows = rows(value)
+    p.rotation = valueRotation
+    p.folded = isFolded
+    p.code_pitch = Int32(sizes.dimension)
+    p.pitch = Int32(layout.pitch)
+    p.maxima = place(layout.maxima)
+    p.results = place(layout.valueHeads)
+    p.codes = place(layout.value)
+    p.weights = place(layout.weights)
+    p.real_weights = place(layout.realWeights)
+    p.fold = place(layout.fold)
+    let blocks = keyHeads * layout.pitch / Int(INTFA_CUDA_VALUE_BLOCK)
+    try kernel.module.launch(.valueCodes, blocks: blocks, p, on: stream)
+  }
+
+  private func quantizeKeys() throws(AttentionError) {
+    var p = intfa_cuda_quantize()
+    p.rows = rows(key)
+    p.rotation = queryKeyRotation
+    p.code_pitch = Int32(sizes.dimension)
+    p.scale_pitch = Int32(layout.pitch)
+    p.group = Int32(shape.groupSize)
+    p.scale_factor = 1
+    p.pairs = sizes.family == .sm80 ? 1 : 0
+    p.bias_factor = logitUnit
+    p.codes = place(layout.key)
+    p.scales = place(layout.keyScales)
+    p.fold = place(layout.fold)
+    p.biases = place(layout.biases)
+    if recipe.centersKey { p.mean = place(layout.keyMean) }
+    if recipe.queryCentering == .head { p.bias_means = place(layout.rotatedQueryMean) }
+    let blocks = rowBlocks(keyHeads * shape.keyValueLength)
+    try kernel.module.launch(.quantizeRows, blocks: blocks, p, on: stream)
+  }
+
+  private func quantizeQueries() throws(AttentionError) {
+    var p = intfa_cuda_quantize()
+    p.rows = rows(query)
+    p.rotation = queryKeyRotation
+    p.code_pitch = Int32(sizes.dimension)
+    p.scale_pitch = Int32(shape.queryLength)
+    p.scale_factor = logitUnit
+    p.codes = place(layout.query)
+    p.scales = place(layout.queryScales)
+    if recipe.queryCentering == .head { p.mean = place(layout.queryMean) }
+    if recipe.centersKey, logSumExp != nil {
+      p.shift_group = Int32(shape.groupSize)
+      p.shift_factor = kernel.descriptor.softmaxScale
+      p.shift_means = place(layout.keyMean)
+      p.shifts = place(layout.shifts)
+    }
+    let blocks = rowBlocks(queryHeads * shape.queryLength)
+    try kernel.module.launch(.quantizeRows, blocks: blocks, p, on: stream)
+  }
+
+  private func convert(_ operand: Operand, to offset: Int) throws(AttentionError) {
+    guard case .float(let type) = kernel.method else { return }
+    var p = intfa_cuda_convert()
+    p.rows = rows(operand)
+    p.pitch = Int32(sizes.dimension)
+    p.format = type.deviceFormat
+    p.target = place(offset)
+    let blocks = rowBlocks(Int(p.rows.heads) * Int(p.rows.tokens))
+    try kernel.module.launch(.convertRows, blocks: blocks, p, on: stream)
+  }
+
+  // MARK: Tile loop
+
+  private func outputParameters() -> intfa_cuda_output {
+    var p = intfa_cuda_output()
+    p.rows = rows(output)
+    if let logSumExp {
+      let (heads, tokens) = (logSumExp.shape[1], logSumExp.shape[2])
+      p.log_sum_exp = logSumExp.address
+      p.log_sum_exp_batch_stride = Int64(heads * tokens)
+      p.log_sum_exp_head_stride = Int64(tokens)
+      p.log_sum_exp_token_stride = 1
+      if recipe.centersKey { p.shifts = place(layout.shifts) }
+    }
+    if kernel.method.hasIntegerProducts { p.value_heads = place(layout.valueHeads) }
+    p.group = Int32(shape.groupSize)
+    p.rotation = valueRotation
+    p.log2_levels = kernel.method.log2Levels
+    p.splits = Int32(sizes.splitCount)
+    p.partials = place(layout.partials)
+    p.references = place(layout.references)
+    p.totals = place(layout.totals)
+    p.partial_pitch = Int32(sizes.dimension)
+    return p
+  }
+
+  private var visible: intfa_cuda_visible {
+    let seen = kernel.descriptor.options.mask.visibility(
+      queryLength: shape.queryLength,
+      keyValueLength: shape.keyValueLength
+    )
+    return intfa_cuda_visible(
+      first: Int32(seen.first),
+      end: Int32(seen.end),
+      step: Int32(seen.step)
+    )
+  }
+
+  private func attend() throws(AttentionError) {
+    if kernel.method.hasIntegerProducts {
+      let parameters = integerParameters()
+      guard sizes.family == .sm90 else { return try launchAttend(parameters) }
+      try launchAttend(mapped(parameters))
+    } else {
+      var p = intfa_cuda_attention_16()
+      p.output = outputParameters()
+      p.visible = visible
+      p.key_heads = Int32(keyHeads)
+      p.key_tokens = Int32(shape.keyValueLength)
+      p.split_tiles = Int32(sizes.tilesPerSplit)
+      p.scale = kernel.descriptor.softmaxScale * Self.log2e
+      p.query = place(layout.query)
+      p.key = place(layout.key)
+      p.value = place(layout.value)
+      try launchAttend(p)
+    }
+  }
+
+  private func integerParameters() -> intfa_cuda_attention {
+    var p = intfa_cuda_attention()
+    p.output = outputParameters()
+    p.visible = visible
+    p.key_heads = Int32(keyHeads)
+    p.key_tokens = Int32(shape.keyValueLength)
+    p.pitch = Int32(layout.pitch)
+    p.split_tiles = Int32(sizes.tilesPerSplit)
+    p.running_maximum = recipe.reference == .runningMaximum ? 1 : 0
+    p.query = place(layout.query)
+    p.query_scales = place(layout.queryScales)
+    p.key = place(layout.key)
+    p.key_scales = place(layout.keyScales)
+    p.biases = place(layout.biases)
+    p.value = place(layout.value)
+    p.weights = place(layout.weights)
+    p.real_weights = place(layout.realWeights)
+    return p
+  }
+
+  /// The parameters with descriptions of the codes for the copy engine.
+  private func mapped(
+    _ parameters: intfa_cuda_attention
+  ) throws(AttentionError) -> intfa_cuda_attention_sm90 {
+    var p = intfa_cuda_attention_sm90()
+    p.attention = parameters
+    let width = sizes.dimension
+    // Rows of a box are as long as the span of the swizzle.
+    let span = min(width, 128)
+    p.query_map.words = try stream.context.tensorMap(
+      place(layout.query),
+      width: width,
+      height: queryHeads * shape.queryLength,
+      box: (span, sizes.queryBlockLength)
+    )
+    p.key_map.words = try stream.context.tensorMap(
+      place(layout.key),
+      width: width,
+      height: max(keyHeads * shape.keyValueLength, 1),
+      box: (span, sizes.tileLength)
+    )
+    p.value_map.words = try stream.context.tensorMap(
+      place(layout.value),
+      width: max(layout.pitch, 128),
+      height: keyHeads * width,
+      box: (min(sizes.tileLength, 128), width)
+    )
+    return p
+  }
+
+  private func launchAttend<Parameters>(_ parameters: Parameters) throws(AttentionError) {
+    try kernel.module.launch(
+      .attend,
+      blocks: sizes.blockCount,
+      splits: sizes.splitCount,
+      threads: sizes.threadCount,
+      sharedByteCount: sizes.sharedByteCount,
+      parameters,
+      on: stream
+    )
+  }
+}
+
+extension ElementType {
+  /// The number that the kernels have for it.
+  var deviceFormat: Int32 {
+    switch self {
+    case .float16: Int32(INTFA_CUDA_FLOAT16)
+    case .bfloat16: Int32(INTFA_CUDA_BFLOAT16)
+    default: Int32(INTFA_CUDA_FLOAT32)
+    }
+  }
+}
+
+extension CUDAMethod {
+  /// log2 of the codes that P = 1 has.
+  var log2Levels: Float {
+    switch self {
+    case .int8: 7.994353437  // 255
+    case .int8Paper: 6.988684687  // 127
+    case .float: 0
+    }
+  }
+}

@@ -1,0 +1,355 @@
+internal import CAttentionKernels
+public import IntFlashAttention
+import Synchronization
+
+/// The computation of one descriptor on one GPU.
+public final class CUDAKernel: AttentionKernel {
+  /// What is computed.
+  public let descriptor: AttentionDescriptor
+  /// Where.
+  public let device: CUDADevice
+  let method: CUDAMethod
+  let sizes: CUDATileSizes
+  let layout: CUDAWorkspaceLayout
+  let module: CUDAModule
+  /// Streams and memory of calls on host tensors that have ended.
+  private let idle = Mutex<[Place]>([])
+  /// Memory of calls on device tensors: those of one stream run one after the other and share it.
+  private let ofStream = Mutex<[UInt: DeviceMemory]>([:])
+
+  private struct Place {
+    let stream: CUDAStream
+    let memory: DeviceMemory
+  }
+
+  init(
+    descriptor: AttentionDescriptor,
+    method: CUDAMethod,
+    device: CUDADevice,
+    cache: KernelCache
+  ) throws(AttentionError) {
+    self.descriptor = descriptor
+    self.method = method
+    self.device = device
+    sizes = CUDATileSizes(
+      shape: descriptor.shape,
+      method: method,
+      major: device.major,
+      multiprocessorCount: device.multiprocessorCount
+    )
+    layout = CUDAWorkspaceLayout(descriptor.shape, method, sizes)
+    module = try CUDAModule.of(
+      KernelSource(method, sizes),
+      sharedByteCount: sizes.sharedByteCount,
+      on: device,
+      cache: cache
+    )
+  }
+
+  /// What was chosen; `threadCount` is that of a block, work items are blocks.
+  public var summary: PlanSummary {
+    let tiles = [sizes.tileLength - sizes.tileLead, sizes.tileLength]
+    let merge = sizes.splitCount > 1 ? ["merge \(sizes.splitCount) splits"] : []
+    let prepass =
+      method.hasIntegerProducts ? ["survey", "means", "quantize"] : ["survey", "convert"]
+    return PlanSummary(
+      backend: "cuda",
+      instructionSet: device.architecture,
+      tileLengths: tiles,
+      queryBlockLength: sizes.queryBlockLength,
+      workItemCount: sizes.blockCount * sizes.splitCount,
+      threadCount: sizes.threadCount,
+      workspaceByteCount: layout.byteCount,
+      keyValueBytesPerToken: descriptor.recipe.keyValueBytesPerToken(descriptor.shape),
+      kernels: prepass + ["attend_\(sizes.family.rawValue)"] + merge
+    )
+  }
+
+  // MARK: Tensors on the device
+
+  /// Puts attention into the work of a stream and returns.
+  ///
+  /// **Shapes and types** as ``AttentionPlan/run(query:key:value:into:)``, all tensors row-major in the
+  /// memory of ``device``. They must live until the stream has come past the call.
+  ///
+  /// **Refused inputs.** NaN, infinite and too large elements are found on the device, so the call
+  /// cannot throw for them: then the output is meaningless, and ``check(on:)`` throws.
+  ///
+  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`, `.outOfMemory`
+  ///   or `.deviceFailure`.
+  public func enqueue(
+    query: borrowing DeviceTensor,
+    key: borrowing DeviceTensor,
+    value: borrowing DeviceTensor,
+    into output: borrowing DeviceTensor,
+    on stream: CUDAStream
+  ) throws(AttentionError) {
+    try enqueue(query, key, value, output, logSumExp: nil, on: stream)
+  }
+
+  /// As ``enqueue(query:key:value:into:on:)``, with the log-sum-exp of every row, float32
+  /// [B, Hq, Nq].
+  ///
+  /// - Throws: as ``enqueue(query:key:value:into:on:)``.
+  public func enqueue(
+    query: borrowing DeviceTensor,
+    key: borrowing DeviceTensor,
+    value: borrowing DeviceTensor,
+    into output: borrowing DeviceTensor,
+    logSumExp: borrowing DeviceTensor,
+    on stream: CUDAStream
+  ) throws(AttentionError) {
+    try require(logSumExp, "logSumExp", descriptor.shape.logSumExpShape)
+    guard logSumExp.elementType == .float32 else {
+      throw AttentionError(
+        .unsupportedElementType,
+        "logSumExp is \(logSumExp.elementType.rawValue); it must be float32"
+      )
+    }
+    try enqueue(query, key, value, output, logSumExp: CUDACall.Operand(logSumExp), on: stream)
+  }
+
+  /// Waits for a stream and throws where the inputs of the last call in it were refused.
+  ///
+  /// - Throws: `AttentionError` with code `.nonFiniteInput` or `.valueOutOfRange`.
+  public func check(on stream: CUDAStream) throws(AttentionError) {
+    let memory = ofStream.withLock { $0[stream.number] }
+    guard let memory else { return try stream.synchronize() }
+    let status = try self.status(in: memory, on: stream)
+    try requireAccepted(status) { tensor, batch, head, token in
+      AttentionError(
+        .nonFiniteInput,
+        "\(tensor.rawValue) at batch \(batch), head \(head), token \(token) has an element that is "
+          + "not finite or too large"
+      )
+    }
+  }
+
+  private func enqueue(
+    _ query: borrowing DeviceTensor,
+    _ key: borrowing DeviceTensor,
+    _ value: borrowing DeviceTensor,
+    _ output: borrowing DeviceTensor,
+    logSumExp: CUDACall.Operand?,
+    on stream: CUDAStream
+  ) throws(AttentionError) {
+    let shape = descriptor.shape
+    try require(query, "query", shape.queryShape)
+    try require(key, "key", shape.keyShape)
+    try require(value, "value", shape.valueShape)
+    try require(output, "output", shape.outputShape)
+    for (name, type) in [
+      ("query", query.elementType), ("key", key.elementType), ("value", value.elementType),
+      ("output", output.elementType),
+    ] where !type.isFloatingPointOperand {
+      throw AttentionError(
+        .unsupportedElementType,
+        "\(name) is \(type.rawValue); it must be float32, float16 or bfloat16"
+      )
+    }
+    guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
+    var memory = ofStream.withLock { $0[stream.number] }
+    if memory == nil {
+      let fresh = try workspace(on: stream)
+      memory = ofStream.withLock { known in
+        let kept = known[stream.number] ?? fresh
+        known[stream.number] = kept
+        return kept
+      }
+    }
+    guard let memory else { return }
+    let call = CUDACall(
+      kernel: self,
+      base: memory.address,
+      stream: stream,
+      query: CUDACall.Operand(query),
+      key: CUDACall.Operand(key),
+      value: CUDACall.Operand(value),
+      output: CUDACall.Operand(output),
+      logSumExp: logSumExp
+    )
+    try start(call, in: memory)
+  }
+
+  private func require(
+    _ tensor: borrowing DeviceTensor,
+    _ name: String,
+    _ shape: [Int]
+  ) throws(AttentionError) {
+    guard tensor.shape != shape else { return }
+    throw AttentionError(
+      .shapeMismatch,
+      "\(name) has shape \(tensor.shape), but the plan is for \(shape)"
+    )
+  }
+
+  // MARK: Tensors on the host
+
+  /// Computes on tensors of the host: copies them to the device and the result back.
+  ///
+  /// - Throws: as `AttentionKernel.run`, and `.deviceFailure`.
+  public func run(_ operands: AttentionOperands) throws(AttentionError) {
+    for (name, isGiven) in [
+      ("mask", operands.mask != nil), ("alibiSlopes", operands.alibiSlopes != nil),
+      ("sinks", operands.sinks != nil),
+    ] where isGiven {
+      throw AttentionError(.unsupported, "\(name) is given; the CUDA backend does not take it")
+    }
+    let shape = descriptor.shape
+    guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
+    let place: Place
+    if let kept = idle.withLock({ $0.popLast() }) {
+      place = kept
+    } else {
+      let stream = try CUDAStream(on: device)
+      place = Place(stream: stream, memory: try workspace(on: stream))
+    }
+    defer { idle.withLock { $0.append(place) } }
+    let stream = place.stream
+    let query = try operands.query.copy(to: device, on: stream)
+    let key = try operands.key.copy(to: device, on: stream)
+    let value = try operands.value.copy(to: device, on: stream)
+    let type = operands.output.elementType
+    let output = try DeviceTensor(type, shape: shape.outputShape, on: device)
+    let sums = try DeviceTensor(.float32, shape: shape.logSumExpShape, on: device)
+    let call = CUDACall(
+      kernel: self,
+      base: place.memory.address,
+      stream: stream,
+      query: CUDACall.Operand(query),
+      key: CUDACall.Operand(key),
+      value: CUDACall.Operand(value),
+      output: CUDACall.Operand(output),
+      logSumExp: operands.logSumExp == nil ? nil : CUDACall.Operand(sums)
+    )
+    try start(call, in: place.memory)
+    let status = try self.status(in: place.memory, on: stream)
+    let recipe = descriptor.recipe
+    try requireAccepted(status) { tensor, batch, head, token in
+      let (operand, format) =
+        switch tensor {
+        case .query: (operands.query, recipe.query)
+        case .key: (operands.key, recipe.key)
+        case .value: (operands.value, recipe.value)
+        }
+      return InputCheck.error(
+        tensor,
+        batch: batch,
+        head: head,
+        token: token,
+        row: HeadRows(operand.view, batch: batch, head: head).row(token),
+        limit: InputCheck.limit(for: format)
+      )
+    }
+    var result = try Tensor(type, shape: shape.outputShape)
+    try output.copy(to: &result, on: stream)
+    var resultSums = try Tensor(.float32, shape: shape.logSumExpShape)
+    if operands.logSumExp != nil { try sums.copy(to: &resultSums, on: stream) }
+    operands.output.replace(by: result)
+    operands.logSumExp?.replace(by: resultSums)
+  }
+
+  // MARK: Parts of both
+
+  /// Memory for a call, zeroed once: what kernels read beyond the last key is then finite.
+  private func workspace(on stream: CUDAStream) throws(AttentionError) -> DeviceMemory {
+    let memory = try DeviceMemory(byteCount: layout.byteCount, on: module.context)
+    try memory.clear(on: stream)
+    return memory
+  }
+
+  private func start(_ call: CUDACall, in memory: DeviceMemory) throws(AttentionError) {
+    // All ones, and zeros for the magnitudes.
+    let size = MemoryLayout<intfa_cuda_status>.size
+    let bad = MemoryLayout<intfa_cuda_status>.offset(of: \.largest) ?? size
+    try call.stream.fill(memory.address, 0xFF, byteCount: bad)
+    try call.stream.fill(memory.address + UInt64(bad), 0, byteCount: size - bad)
+    try call.run()
+  }
+
+  private func status(
+    in memory: DeviceMemory,
+    on stream: CUDAStream
+  ) throws(AttentionError) -> intfa_cuda_status {
+    var status = intfa_cuda_status()
+    let size = MemoryLayout<intfa_cuda_status>.size
+    let address = memory.address
+    let result: Result<Void, AttentionError> = unsafe withUnsafeMutableBytes(of: &status) { bytes in
+      guard let base = bytes.baseAddress else { return .success(()) }
+      do throws(AttentionError) {
+        unsafe try stream.download(address, to: base, byteCount: size)
+        return .success(try stream.synchronize())
+      } catch {
+        return .failure(error)
+      }
+    }
+    try result.get()
+    return status
+  }
+
+  private func requireAccepted(
+    _ status: intfa_cuda_status,
+    describe: (InputCheck.Tensor, _ batch: Int, _ head: Int, _ token: Int) -> AttentionError
+  ) throws(AttentionError) {
+    let shape = descriptor.shape
+    let first = [status.first_bad.0, status.first_bad.1, status.first_bad.2]
+    for (tensor, (place, operand)) in zip(
+      InputCheck.Tensor.allCases,
+      zip(first, [shape.queryShape, shape.keyShape, shape.valueShape])
+    ) where place != .max {
+      let (row, token) = Int(place).quotientAndRemainder(dividingBy: operand[2])
+      let (batch, head) = row.quotientAndRemainder(dividingBy: operand[1])
+      throw describe(tensor, batch, head, token)
+    }
+    try InputCheck.requireLogits(
+      largestQuery: Float(bitPattern: status.largest.0),
+      largestKey: Float(bitPattern: status.largest.1),
+      descriptor: descriptor
+    )
+  }
+}
+
+extension AttentionOperands.Operand {
+  /// A row-major copy on the device.
+  func copy(
+    to device: CUDADevice,
+    on stream: CUDAStream
+  ) throws(AttentionError) -> DeviceTensor {
+    let result = try DeviceTensor(elementType, shape: shape, on: device)
+    guard shape.allSatisfy({ $0 > 0 }) else { return result }
+    if strides == TensorGeometry.contiguousStrides(shape, elementType) {
+      unsafe try stream.upload(base, to: result.memory.address, byteCount: result.byteCount)
+      try stream.synchronize()
+    } else {
+      let dense = try Tensor(elementType, shape: shape)
+      let size = elementType.bitWidth / 8
+      let rowBytes = (shape.last ?? 1) * size
+      var place = 0
+      view.forEachRow { offset in
+        unsafe (dense.storage + place).copyMemory(from: base + offset * size, byteCount: rowBytes)
+        place += rowBytes
+      }
+      try result.copy(from: dense, on: stream)
+    }
+    return result
+  }
+
+  /// Writes the elements of a row-major tensor of the same shape and type.
+  func replace(by tensor: borrowing Tensor) {
+    let size = elementType.bitWidth / 8
+    let step = strides.last ?? 1
+    var place = 0
+    let source = unsafe tensor.storage
+    let target = unsafe base
+    let columns = shape.last ?? 1
+    view.forEachRow { offset in
+      for column in 0..<columns {
+        unsafe (target + (offset + column * step) * size).copyMemory(
+          from: source + place,
+          byteCount: size
+        )
+        place += size
+      }
+    }
+  }
+}

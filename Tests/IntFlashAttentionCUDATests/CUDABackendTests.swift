@@ -1,0 +1,112 @@
+import AttentionTestSupport
+import IntFlashAttention
+import IntFlashAttentionCUDA
+import Testing
+
+/// The GPU of the tests: a real one, or the simulator where LD_LIBRARY_PATH names it.
+enum TestDevice {
+  static let device: CUDADevice? = try? CUDADevice.all().first
+  static var exists: Bool { device != nil }
+  static var isSimulated: Bool { device?.name == "CUDA simulator" }
+
+  /// The recipe of a precision as the GPU cuts it: its own tile lengths, and powers of two to the
+  /// precision of float32 in place of the CPU's table.
+  static func recipe(_ precision: Precision, _ shape: AttentionShape) throws -> QuantizationRecipe {
+    let device = try #require(device)
+    let sizes = CUDATileSizes(
+      shape: shape,
+      method: try #require(CUDAMethod(precision.recipe)),
+      major: device.major,
+      multiprocessorCount: device.multiprocessorCount
+    )
+    var recipe = precision.recipe
+    recipe.firstTileLength = sizes.tileLength - sizes.tileLead
+    recipe.tileLength = sizes.tileLength
+    recipe.tilesPerSpan = sizes.tilesPerSplit
+    recipe.exponential = .exact
+    return recipe
+  }
+}
+
+/// The CUDA backend against the definition of the same recipe, every row and element.
+@Suite(.enabled(if: TestDevice.exists), .serialized)
+struct CUDABackendTests {
+  struct Sizes: Sendable, CustomTestStringConvertible {
+    let heads: (query: Int, keyValue: Int)
+    let lengths: (query: Int, key: Int)
+    let dimensions: (head: Int, value: Int)
+
+    var testDescription: String {
+      "heads \(heads.query)/\(heads.keyValue), lengths \(lengths.query)/\(lengths.key), dimensions "
+        + "\(dimensions.head)/\(dimensions.value)"
+    }
+
+    var shape: AttentionShape {
+      get throws {
+        try AttentionShape(
+          queryHeadCount: heads.query,
+          keyValueHeadCount: heads.keyValue,
+          queryLength: lengths.query,
+          keyValueLength: lengths.key,
+          headDimension: dimensions.head,
+          valueDimension: dimensions.value
+        )
+      }
+    }
+  }
+
+  /// Every padded dimension; lengths around the tiles (32, 64, 128) and the block of queries (64,
+  /// 128); more queries than keys and fewer.
+  static let sizes: [Sizes] = [
+    Sizes(heads: (1, 1), lengths: (1, 1), dimensions: (64, 64)),
+    Sizes(heads: (2, 1), lengths: (63, 129), dimensions: (64, 64)),
+    Sizes(heads: (2, 1), lengths: (131, 193), dimensions: (64, 64)),
+    Sizes(heads: (4, 2), lengths: (65, 65), dimensions: (96, 96)),
+    Sizes(heads: (1, 1), lengths: (129, 200), dimensions: (128, 128)),
+    Sizes(heads: (1, 1), lengths: (140, 70), dimensions: (128, 128)),
+    Sizes(heads: (1, 1), lengths: (66, 97), dimensions: (256, 256)),
+    Sizes(heads: (2, 1), lengths: (3, 101), dimensions: (13, 40)),
+    Sizes(heads: (1, 1), lengths: (70, 130), dimensions: (80, 33)),
+  ]
+
+  static let masks: [AttentionMask] = [
+    .full, .causal, .sliding(left: 40, right: 0), .sliding(left: 3, right: 70),
+  ]
+
+  static let precisions: [Precision] = [.int8, .int8Paper, .bfloat16, .float16]
+
+  @Test(arguments: sizes, precisions)
+  func matchesReference(_ sizes: Sizes, _ precision: Precision) throws {
+    let shape = try sizes.shape
+    let inputs = TestInputs(shape, .outlierChannel, seed: 7)
+    let recipe = try TestDevice.recipe(precision, shape)
+    for mask in Self.masks {
+      let options = AttentionOptions(mask: mask)
+      let result = try inputs.attend(precision.recipe, options, on: CUDABackend())
+      let reference = try inputs.attend(recipe, options, on: ReferenceBackend())
+      expectSame(result, reference, precision, inputs, "\(mask)")
+    }
+  }
+
+  @Test(arguments: InputKind.allCases, precisions)
+  func matchesReferenceOnEveryKindOfInput(_ kind: InputKind, _ precision: Precision) throws {
+    let shape = try AttentionShape(
+      batchCount: 2,
+      queryHeadCount: 2,
+      keyValueHeadCount: 1,
+      queryLength: 71,
+      keyValueLength: 203,
+      headDimension: 64,
+      valueDimension: 48
+    )
+    let inputs = TestInputs(shape, kind, seed: 11)
+    let recipe = try TestDevice.recipe(precision, shape)
+    for options in [
+      AttentionOptions(mask: .causal), AttentionOptions(softmaxScale: -0.4, mask: .full),
+    ] {
+      let reference = try inputs.attend(recipe, options, on: ReferenceBackend())
+      let result = try inputs.attend(precision.recipe, options, on: CUDABackend())
+      expectSame(result, reference, precision, inputs, "\(options)")
+    }
+  }
+}
