@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include "kernels.h"
 #include "portable.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -23,16 +24,21 @@ INLINE __m512i dword_order(void) {
   return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
+#pragma GCC visibility push(hidden)
+
 // Integer tiles of at most this many rows are bound by memory, and have a loop of their own.
 enum { FEW_ROWS = 16 };
 void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a);
 
-// Bytes of 64 tokens stored in four bits; see x86_avx512vnni_pack.c.
-INLINE int32_t int4_key_unit_bytes(int32_t stride) { return stride * (KEYS / 2 + 4); }
-INLINE int32_t int4_value_unit_bytes(int32_t width) { return width * (KEYS / 2 + 8); }
 // INT8 codes of 64 tokens as they would be packed, from four bits.
 void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes);
 void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int8_t *codes);
+
+#pragma GCC visibility pop
+
+// Bytes of 64 tokens stored in four bits; see x86_avx512vnni_pack.c.
+INLINE int32_t int4_key_unit_bytes(int32_t stride) { return stride * (KEYS / 2 + 4); }
+INLINE int32_t int4_value_unit_bytes(int32_t width) { return width * (KEYS / 2 + 8); }
 
 INLINE __mmask64 first_bytes(int32_t count) {
   return count >= 64 ? ~0ull : count > 0 ? (1ull << count) - 1 : 0;

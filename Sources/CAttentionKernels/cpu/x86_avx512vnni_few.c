@@ -10,7 +10,6 @@
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
-#include "kernels.h"
 #include "x86_avx512vnni_tiles.h"
 
 enum { SETS = 2 };  // of sums, where one row has too few of them to keep the multipliers busy
