@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "key_mask.h"
 #include "portable.h"
 
 enum { LARGEST_WEIGHT = 127 };
@@ -61,9 +62,12 @@ void intfa_attend_exactly(const intfa_attend_exact *a) {
                                      a->key + j * a->head_dimension, a->head_dimension);
       if (a->softcap > 0) s = soft_cap(s, a->softcap);
       p[j] = s;
-      top = s > top ? s : top;
     }
+    if (a->mask && seen.begin < seen.end)
+      mask_row(a->mask, r, seen.begin, (int32_t)(seen.end - seen.begin), p + seen.begin);
+    for (int64_t j = seen.begin; j < seen.end; j++) top = p[j] > top ? p[j] : top;
     for (int64_t j = seen.begin; j < seen.end; j++) {
+      if (p[j] == -__builtin_inff()) continue;
       const float weight = exp2_fast(p[j] - top), *v = a->value + j * a->value_dimension;
       sum += weight;
       for (int32_t c = 0; c < a->value_dimension; c++) out[c] += weight * v[c];

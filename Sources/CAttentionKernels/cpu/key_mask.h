@@ -45,9 +45,10 @@ static inline void fetch_ahead_of(const void *elements, intfa_mask_element eleme
   for (int32_t i = 0; i < count * bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
 }
 
-// Changes the logits of `count` keys from `first` of row r. Hidden ones become -inf.
-static inline void mask_row(const intfa_key_mask *m, int32_t r, int64_t first, int32_t count,
+// Changes the logits of `count` keys from `key` of row r. Hidden ones become -inf.
+static inline void mask_row(const intfa_key_mask *m, int32_t r, int64_t key, int32_t count,
                             float *logit) {
+  const int64_t first = key + m->first_key;
   if (m->slopes) {
     const float slope = m->slopes[r];
     const int32_t distance = (int32_t)(first - m->positions[r]);
@@ -107,6 +108,8 @@ static inline bool elements_show(const intfa_key_mask *m, int32_t r, int64_t fir
 static inline bool mask_shows(const intfa_key_mask *m, int32_t first_row, int32_t end_row,
                               int64_t first, int64_t end) {
   if (!m->blocks && !m->elements) return true;
+  first += m->first_key;
+  end += m->first_key;
   for (int32_t r = first_row; r < end_row; r++)
     for (int64_t key = first, stop; key < end; key = stop) {
       stop = m->blocks ? (key / m->block_length + 1) * m->block_length : end;

@@ -167,7 +167,8 @@ INLINE int64_t running_tile_end(const running_kind K, const intfa_attend_running
   if (!has_whole_reference(K.probability))
     return tile_end(begin, a->key_end, a->first_tile, a->tile);
   int32_t bytes = 4 * steps + 4 * width / K.value, keys = CACHED_BYTES / bytes / SUB * SUB;
-  keys = keys < SUB ? SUB : keys > INTFA_MAX_TILE ? INTFA_MAX_TILE : keys;
+  const int32_t most = a->in_units ? INTFA_PACK_UNIT : INTFA_MAX_TILE;
+  keys = keys < SUB ? SUB : keys > most ? most : keys;
   int64_t end = begin / keys * keys + keys;
   return end < a->key_end ? end : a->key_end;
 }
@@ -217,6 +218,7 @@ INLINE void attend_running(const running_kind K, const intfa_attend_running *a) 
     }
   }
   if (before.parts) finish_pending(K, a, s, &before, width, 0);
+  if (a->pauses) return;
   const float unit = K.value == QUADS ? 1.0f / 127 : 1.0f;
   for (int32_t r = 0; r < a->rows; r++)
     a->total[r] += sum_of_lanes(_mm512_load_ps(s->sum[r])) * unit;

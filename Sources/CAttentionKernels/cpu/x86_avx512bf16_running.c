@@ -107,12 +107,12 @@ void intfa_attend_running__avx512bf16(const intfa_attend_running *a) {
     intfa_attend_running__avx512vnni(a);
     return;
   }
-  prepare_running_rows(a);
+  if (!a->resumes) prepare_running_rows(a);
   if (has_pair_scores(&a->formats)) {
-    pack_pair_queries(a);
+    if (!a->resumes) pack_pair_queries(a);
     attend_running((running_kind){PAIRS, PAIRS, INTFA_P_BFLOAT16, false}, a);
   } else {
-    pack_code_queries(a);
+    if (!a->resumes) pack_code_queries(a);
     attend_running((running_kind){QUADS, PAIRS, INTFA_P_BFLOAT16, true}, a);
   }
 }

@@ -117,9 +117,9 @@ static void attend_int8(const intfa_attend_running *a) {
 }
 
 void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
-  prepare_running_rows(a);
+  if (!a->resumes) prepare_running_rows(a);
   if (a->formats.score == INTFA_INT8) {
-    pack_code_queries(a);
+    if (!a->resumes) pack_code_queries(a);
     switch (a->formats.probability) {
       case INTFA_P_FLOAT32: ATTEND(QUADS, FLOATS, INTFA_P_FLOAT32); return;
       case INTFA_P_FLOAT16: ATTEND(QUADS, FLOATS, INTFA_P_FLOAT16); return;
@@ -128,7 +128,7 @@ void intfa_attend_running__avx512vnni(const intfa_attend_running *a) {
       case INTFA_P_INT8: attend_int8(a); return;
     }
   }
-  pack_float_queries(a);
+  if (!a->resumes) pack_float_queries(a);
   switch (a->formats.probability) {
     case INTFA_P_FLOAT32: ATTEND(FLOATS, FLOATS, INTFA_P_FLOAT32); return;
     case INTFA_P_FLOAT16: ATTEND(FLOATS, FLOATS, INTFA_P_FLOAT16); return;

@@ -18,8 +18,10 @@ typedef enum {
   INTFA_MASK_BOOLEAN
 } intfa_mask_element;
 
-// Of one query block; each of the three parts may be absent. Keys count from the sequence's first.
+// Of one query block; each of the three parts may be absent. Keys of a mask count from the sequence's
+// first, those of a call from `first_key` of the sequence.
 typedef struct {
+  int64_t first_key;
   const void *const *elements;   // [rows] the element of key 0 of each row; or NULL
   int64_t stride;                // elements between neighbouring keys
   intfa_mask_element element;

@@ -51,6 +51,10 @@ typedef struct {
   int64_t out_stride;
   float *total;                // [rows]
   float *reference;            // [rows] running maximum in log2 units; -1e30 at first
+  // Keys in pieces of whole units, a call each with one scratch memory: all but the first resume, all
+  // but the last pause. Then tiles are parts of units too, so that the bits of a row do not depend on
+  // where its keys are cut.
+  bool in_units, resumes, pauses;
   void *scratch;               // INTFA_SCRATCH_BYTES
 } intfa_attend_running;
 

@@ -37,6 +37,7 @@ typedef struct {
   int32_t rows, head_dimension, value_dimension;
   int64_t keys;            // at most INTFA_PACK_UNIT
   intfa_visible visible;
+  const intfa_key_mask *mask;  // or NULL; in log2 units
   const float *query;      // [rows][D]
   const float *key;        // [keys][D]
   const float *value;      // [keys][Dv]

@@ -4,6 +4,8 @@ internal import CAttentionKernels
 /// each the query heads that read the head.
 struct CPUCacheBlock {
   let sequence: CPUCacheSequence
+  /// Number of the sequence in the call.
+  let part: Int
   let units: [Int32]
   /// Tokens in the cache.
   let count: Int
@@ -13,6 +15,8 @@ struct CPUCacheBlock {
   let heads: Range<Int>
   /// Query of the sequence's token 0 in the call's tensors.
   let firstQuery: Int
+  /// Position of query token 0 in the sequence.
+  let firstPosition: Int
   /// Query tokens of the sequence.
   let tokens: Range<Int>
   /// Whether the rows see tokens of the first tile only, which are there as they came.
@@ -25,6 +29,8 @@ struct CPUCacheBlock {
   /// Spans that are items of their own; nil where the block is one item.
   var spans: Range<Int>?
   var firstPartial = 0
+  /// Where the mask of the call hides whole units: its surveys of the block's heads.
+  var surveys = 0..<0
 
   var rows: Int { tokens.count * heads.count }
   /// Operations, or what reading takes of their time.
@@ -42,7 +48,7 @@ struct CPUCacheBlock {
     let headLength = CPUTileSizes.pieceCount(groupSize, headCount)
     var blocks: [CPUCacheBlock] = []
     var partialCount = 0
-    for part in call.parts where !part.queries.isEmpty {
+    for (index, part) in call.parts.enumerated() where !part.queries.isEmpty {
       guard let sequence = part.sequence as? CPUCacheSequence else { continue }
       for head in 0..<store.layout.keyValueHeadCount {
         for start in stride(from: 0, to: groupSize, by: headLength) {
@@ -50,7 +56,7 @@ struct CPUCacheBlock {
           let heads = first..<first + min(headLength, groupSize - start)
           let cuts = cuts(part, sequence, head, mostRows / heads.count, call, store)
           for (begin, end) in zip(cuts, cuts.dropFirst()) {
-            var block = CPUCacheBlock(part, sequence, head, heads, begin..<end, call, store)
+            var block = CPUCacheBlock(part, index, sequence, head, heads, begin..<end, call, store)
             if block.rows <= mostSplitRows, !block.isExact {
               let spans = block.spanIndices(store.layout.recipe)
               if spans.count > 1 {
@@ -81,7 +87,7 @@ struct CPUCacheBlock {
     let seen = call.options.mask.visibility(queryLength: tokens, keyValueLength: part.count)
     var cuts: Set<Int> = [0, tokens]
     if seen.step > 0 {
-      // Token t sees keys before seen.end + t.
+      // Token t sees keys before seen.end + t, or more where there is a prefix.
       if store.method.isTiled { cuts.insert(CPUFirstTile.length - seen.end + 1) }
       for position in sequence.outliers[head] { cuts.insert(position + 1 - seen.end) }
     }
@@ -100,6 +106,7 @@ struct CPUCacheBlock {
 
   private init(
     _ part: KVCacheCall.Part,
+    _ index: Int,
     _ sequence: CPUCacheSequence,
     _ head: Int,
     _ heads: Range<Int>,
@@ -108,11 +115,13 @@ struct CPUCacheBlock {
     _ store: CPUCacheStore
   ) {
     self.sequence = sequence
+    self.part = index
     units = part.units
     count = part.count
     self.head = head
     self.heads = heads
     firstQuery = part.queries.lowerBound
+    firstPosition = part.count - part.queries.count
     self.tokens = tokens
     let mask = call.options.mask
       .visibility(queryLength: part.queries.count, keyValueLength: part.count)
@@ -123,13 +132,13 @@ struct CPUCacheBlock {
       first: Int64(first),
       end: Int64(end),
       step: Int64(mask.step),
-      least_end: 0,
+      least_end: Int64(mask.leastEnd),
       rows_per_step: Int32(heads.count)
     )
-    let lastEnd = min(max(end + (tokens.count - 1) * mask.step, 0), part.count)
+    let lastEnd = min(max(end + (tokens.count - 1) * mask.step, mask.leastEnd), part.count)
     let begin = min(max(first, 0), lastEnd)
     seen = begin..<lastEnd
-    firstEnd = min(max(end, 0), part.count)
+    firstEnd = min(max(end, mask.leastEnd), part.count)
     isExact = store.method.isTiled && lastEnd <= CPUFirstTile.length
     let keys = Double(lastEnd - begin)
     let dimensions = Double(store.layout.headDimension + store.layout.valueDimension)

@@ -3,31 +3,45 @@ internal import CAttentionKernels
 extension CPUCacheCall {
   /// The loop of the running maximum, over units that lie one after the other at a time.
   ///
-  /// Its tiles may be cut anywhere: these recipes' maximum moves in whole powers of two.
+  /// Every piece is whole units, and sums go on from one to the next, so that the bits are the same
+  /// wherever pages lie.
   func attendFloats(
     _ block: CPUCacheBlock,
-    _ keys: Range<Int>,
+    _ shown: [Range<Int>],
     into sums: CPUCacheWorkspace.Sums,
     seat: Int
   ) {
-    let length = KVCacheLayout.unitLength
-    let last = (keys.upperBound - 1) / length
-    var unit = keys.lowerBound / length
-    while unit <= last {
-      let first = unit
-      repeat { unit += 1 } while unit <= last && block.units[unit] == block.units[unit - 1] + 1
+    let pieces = shown.flatMap { self.pieces(of: $0, block.units) }
+    for (index, keys) in pieces.enumerated() {
       attendFloats(
         block,
-        run: (first * length..<unit * length).clamped(to: 0..<keys.upperBound),
+        piece: keys,
+        resumes: index > 0,
+        pauses: index < pieces.count - 1,
         into: sums,
         seat: seat
       )
     }
   }
 
+  private func pieces(of keys: Range<Int>, _ units: [Int32]) -> [Range<Int>] {
+    let length = KVCacheLayout.unitLength
+    let last = (keys.upperBound - 1) / length
+    var pieces: [Range<Int>] = []
+    var unit = keys.lowerBound / length
+    while unit <= last {
+      let first = unit
+      repeat { unit += 1 } while unit <= last && units[unit] == units[unit - 1] + 1
+      pieces.append((first * length..<unit * length).clamped(to: 0..<keys.upperBound))
+    }
+    return pieces
+  }
+
   private func attendFloats(
     _ block: CPUCacheBlock,
-    run keys: Range<Int>,
+    piece keys: Range<Int>,
+    resumes: Bool,
+    pauses: Bool,
     into sums: CPUCacheWorkspace.Sums,
     seat: Int
   ) {
@@ -37,13 +51,18 @@ extension CPUCacheCall {
     unsafe arguments.rows = Int32(block.rows)
     unsafe arguments.head_dimension = Int32(layout.headDimension)
     unsafe arguments.value_dimension = Int32(layout.valueDimension)
-    // Positions count from the beginning of the run.
+    // Positions count from the beginning of the piece.
     unsafe arguments.key_end = Int64(keys.count)
     unsafe arguments.first_tile = Int32(recipe.firstTileLength)
     unsafe arguments.tile = Int32(recipe.tileLength)
     unsafe arguments.visible = block.visible
     unsafe arguments.visible.first -= Int64(keys.lowerBound)
     unsafe arguments.visible.end -= Int64(keys.lowerBound)
+    unsafe arguments.visible.least_end -= Int64(keys.lowerBound)
+    unsafe arguments.mask = keyMask(from: keys.lowerBound, seat: seat)
+    unsafe arguments.in_units = true
+    unsafe arguments.resumes = resumes
+    unsafe arguments.pauses = pauses
     unsafe arguments.formats = formats
     unsafe arguments.query = intfa_rows(
       base: workspace.place(workspace.queryRows, seat),

@@ -75,6 +75,8 @@ extension CPUCacheCall {
     unsafe arguments.visible = block.visible
     unsafe arguments.visible.first -= Int64(origin)
     unsafe arguments.visible.end -= Int64(origin)
+    unsafe arguments.visible.least_end -= Int64(origin)
+    unsafe arguments.mask = keyMask(from: origin, seat: seat)
     unsafe arguments.query = UnsafePointer(
       workspace.place(workspace.queryCodes, seat, as: Int8.self)
     )

@@ -15,6 +15,9 @@ final class CPUCacheCall: @unchecked Sendable {
   let recipe: QuantizationRecipe
   let groupSize: Int
   let blocks: [CPUCacheBlock]
+  /// Which keys the mask of the call hides from whole blocks; nil without a mask.
+  let surveys: CPUMaskSurveys?
+  let blockTable: CPUCacheBlockTable?
   let workspace: CPUCacheWorkspace
   let threads: Int
   private let items: [(block: Int, span: Int?)]
@@ -26,7 +29,9 @@ final class CPUCacheCall: @unchecked Sendable {
     layout = store.layout
     recipe = store.layout.recipe
     groupSize = call.queryHeadCount / store.layout.keyValueHeadCount
-    let blocks = CPUCacheBlock.blocks(of: call, in: store)
+    var blocks = CPUCacheBlock.blocks(of: call, in: store)
+    surveys = call.mask.map { CPUMaskSurveys($0, &blocks) }
+    blockTable = call.options.blocks.map { CPUCacheBlockTable($0, blocks) }
     self.blocks = blocks
     threads = Self.usefulThreads(blocks, store)
 
@@ -61,9 +66,10 @@ final class CPUCacheCall: @unchecked Sendable {
     return max(Int(min(work / 2e7, Double(store.threadCount))), 1)
   }
 
-  func run() {
+  func run() throws(AttentionError) {
     let team = ThreadPool.shared.beginTeam(threads: threads)
     defer { ThreadPool.shared.endTeam(team) }
+    try surveyMask(team)
     ThreadPool.shared.run(itemCount: items.count, in: team) { item, seat in
       let (index, span) = items[item]
       let block = blocks[index]
@@ -72,6 +78,7 @@ final class CPUCacheCall: @unchecked Sendable {
         attend(block, span: span, into: partial(block, span), seat: seat)
       } else {
         attend(block, seat: seat)
+        addSinks(block, to: workspace.sums(seat: seat, 0), seat: seat)
         finish(block, workspace.sums(seat: seat, 0), seat: seat)
       }
     }
@@ -81,7 +88,8 @@ final class CPUCacheCall: @unchecked Sendable {
       guard let spans = block.spans else { return }
       let sums = partial(block, spans.lowerBound)
       for span in spans.dropFirst() { merge(block, into: sums, from: partial(block, span)) }
-      if call.logSumExp != nil { findRowShifts(block, seat: seat) }
+      if call.logSumExp != nil || call.sinks != nil { findRowShifts(block, seat: seat) }
+      addSinks(block, to: sums, seat: seat)
       finish(block, sums, seat: seat)
     }
   }
@@ -127,9 +135,12 @@ final class CPUCacheCall: @unchecked Sendable {
   private func prepareQueries(_ block: CPUCacheBlock, seat: Int) {
     let dimension = layout.headDimension
     let isTiled = store.method.isTiled
-    if block.isExact || !isTiled || call.logSumExp != nil || call.options.softcap != nil {
+    if block.isExact || !isTiled || call.logSumExp != nil || call.options.softcap != nil
+      || call.sinks != nil
+    {
       findRowShifts(block, seat: seat)
     }
+    writeKeyMask(block, seat: seat)
     guard !block.isExact else { return }
     let unit = logitUnit
     guard isTiled else {
@@ -211,10 +222,11 @@ final class CPUCacheCall: @unchecked Sendable {
     let wanted = block.seen.clamped(to: range)
     guard !wanted.isEmpty else { return }
     let start = recipe.tileStart(of: wanted.lowerBound, tileLength: recipe.tileLength)
+    let shown = shownRanges(of: start..<wanted.upperBound, block)
     if store.method.isTiled {
-      attendTiles(block, start..<wanted.upperBound, into: sums, seat: seat)
+      for keys in shown { attendTiles(block, keys, into: sums, seat: seat) }
     } else {
-      attendFloats(block, start..<wanted.upperBound, into: sums, seat: seat)
+      attendFloats(block, shown, into: sums, seat: seat)
     }
   }
 
@@ -225,6 +237,7 @@ final class CPUCacheCall: @unchecked Sendable {
     unsafe arguments.value_dimension = Int32(layout.valueDimension)
     unsafe arguments.keys = Int64(min(block.count, CPUFirstTile.length))
     unsafe arguments.visible = block.visible
+    unsafe arguments.mask = keyMask(from: 0, seat: seat)
     unsafe arguments.query = UnsafePointer(workspace.place(workspace.queryRows, seat))
     unsafe arguments.key = UnsafePointer(block.sequence.first.keyRows(block.head))
     unsafe arguments.value = UnsafePointer(block.sequence.first.valueRows(block.head))
@@ -237,7 +250,7 @@ final class CPUCacheCall: @unchecked Sendable {
     unsafe intfa_attend_exactly(&arguments)
   }
 
-  private func merge(
+  func merge(
     _ block: CPUCacheBlock,
     into sums: CPUCacheWorkspace.Sums,
     from other: CPUCacheWorkspace.Sums
@@ -245,7 +258,7 @@ final class CPUCacheCall: @unchecked Sendable {
     var arguments = unsafe intfa_merge()
     unsafe arguments.rows = Int32(block.rows)
     unsafe arguments.value_dimension = Int32(layout.valueDimension)
-    unsafe arguments.steps = store.method.logitSteps
+    unsafe arguments.steps = block.isExact ? 1 : store.method.logitSteps
     unsafe arguments.out_stride = Int64(workspace.outStride)
     unsafe arguments.into_out = sums.out
     unsafe arguments.into_total = sums.total

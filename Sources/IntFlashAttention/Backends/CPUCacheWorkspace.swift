@@ -13,6 +13,11 @@ final class CPUCacheWorkspace: @unchecked Sendable {
   let queryRows: CPUMemory.Region  // [rows][D] float
   let rowShifts: CPUMemory.Region  // [rows] float, natural units
   let scaledShifts: CPUMemory.Region  // [rows] float, in the kernel's units
+  let keyMask: CPUMemory.Region  // intfa_key_mask
+  let maskRows: CPUMemory.Region  // [rows] pointer to the mask's elements
+  let blockRows: CPUMemory.Region  // [rows] pointer to visible blocks
+  let slopes: CPUMemory.Region  // [rows] float
+  let positions: CPUMemory.Region  // [rows] int32
   let scratch: CPUMemory.Region
   private let out: CPUMemory.Region  // [seat][2][rows][outStride] float
   private let totals: CPUMemory.Region  // [seat][2][2][rows] float: totals, references
@@ -60,6 +65,14 @@ final class CPUCacheWorkspace: @unchecked Sendable {
     queryRows = memory.take(float * rows * layout.headDimension, parts: threads)
     rowShifts = memory.take(float * rows, parts: threads)
     scaledShifts = memory.take(float * rows, parts: threads)
+    keyMask = unsafe memory.take(MemoryLayout<intfa_key_mask>.size, parts: threads)
+    maskRows = unsafe memory.take(MemoryLayout<UnsafeRawPointer?>.stride * rows, parts: threads)
+    blockRows = unsafe memory.take(
+      MemoryLayout<UnsafePointer<UInt8>?>.stride * rows,
+      parts: threads
+    )
+    slopes = memory.take(float * rows, parts: threads)
+    positions = memory.take(MemoryLayout<Int32>.size * rows, parts: threads)
     scratch = memory.take(Int(INTFA_SCRATCH_BYTES), parts: threads)
     out = memory.take(float * rows * outStride, parts: 2 * threads)
     totals = memory.take(float * 2 * rows, parts: 2 * threads)

@@ -232,7 +232,7 @@ final class CPUBlockTable: @unchecked Sendable {
 
 extension ElementType {
   /// What the kernels call the elements of a mask.
-  fileprivate var maskElement: intfa_mask_element {
+  var maskElement: intfa_mask_element {
     switch self {
     case .float16: INTFA_MASK_FLOAT16
     case .bfloat16: INTFA_MASK_BFLOAT16

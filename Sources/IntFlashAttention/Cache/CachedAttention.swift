@@ -1,11 +1,18 @@
 /// Attention of queries to cached keys and values: one sequence or many in a call.
 ///
 /// Prefill chunks and decoding can be mixed; the work of all sequences is spread over the threads
-/// together. The bits of a row do not depend on what else is in the call.
+/// together. The bits of a row do not depend on what else is in the call. Everything that changes
+/// logits (``AttentionOptions``, masks, slopes, sinks) means what it means in ``AttentionPlan``, see
+/// <doc:Masks>; positions and blocks count from the first token of a sequence, so that a row sees the
+/// same in whatever chunk it comes.
 public struct CachedAttention: Sendable {
   /// Hq, a multiple of the pool's Hkv.
   public let queryHeadCount: Int
-  /// Scale, cap and mask; the last query of a sequence stands at its last token.
+  /// Scale, cap, mask and blocks; the last query of a sequence stands at its last token.
+  ///
+  /// Query blocks of ``AttentionOptions/blocks`` have positions i / `queryBlockLength`. There must be
+  /// lists for all positions of a call's queries; there may be more, and what they say of keys that are
+  /// still to come does not matter yet.
   public let options: AttentionOptions
   /// Where the caches are.
   public let pool: KVCachePool
@@ -16,8 +23,7 @@ public struct CachedAttention: Sendable {
   ///   - queryHeadCount: Hq.
   ///   - options: causal unless given.
   ///   - pool: the pool of all caches of a call.
-  /// - Throws: `AttentionError` with code `.invalidArgument`, `.shapeMismatch`, or `.unsupported` for
-  ///   a prefix or blocks.
+  /// - Throws: `AttentionError` with code `.invalidArgument` or `.shapeMismatch`.
   public init(
     queryHeadCount: Int,
     options: AttentionOptions = AttentionOptions(mask: .causal),
@@ -32,15 +38,6 @@ public struct CachedAttention: Sendable {
       valueDimension: pool.valueDimension
     )
     try options.validate()
-    if case .prefixCausal = options.mask {
-      throw AttentionError(
-        .unsupported,
-        "mask is \(options.mask); caches take full, causal and sliding"
-      )
-    }
-    guard options.blocks == nil else {
-      throw AttentionError(.unsupported, "blocks are given; attention to caches does not take them")
-    }
     self.queryHeadCount = queryHeadCount
     self.options = options
     self.pool = pool
@@ -51,15 +48,29 @@ public struct CachedAttention: Sendable {
   /// - Parameters:
   ///   - query: [Hq, n, D], or with a leading dimension of 1.
   ///   - cache: a sequence of the pool.
+  ///   - mask: broadcast to [Hq, n, tokens].
+  ///   - alibiSlopes: [Hq].
+  ///   - sinks: [Hq].
   ///   - output: [Hq, n, Dv].
-  /// - Throws: as ``run(query:offsets:caches:into:)``.
+  /// - Throws: as ``run(query:offsets:caches:mask:alibiSlopes:sinks:into:)``.
   public func run(
     query: TensorView,
     cache: KVCache,
+    mask: TensorView? = nil,
+    alibiSlopes: TensorView? = nil,
+    sinks: TensorView? = nil,
     into output: borrowing MutableTensorView
   ) throws(AttentionError) {
     let query = try query.operand()
-    try run(query: query, offsets: [0, query.shape[2]], caches: [cache], into: output)
+    try run(
+      query: query,
+      offsets: [0, query.shape[2]],
+      caches: [cache],
+      mask: mask,
+      alibiSlopes: alibiSlopes,
+      sinks: sinks,
+      into: output
+    )
   }
 
   /// Attention of the last tokens of several sequences, packed one after the other.
@@ -74,7 +85,13 @@ public struct CachedAttention: Sendable {
   ///   - query: Q of all sequences.
   ///   - offsets: one more than there are caches, from 0 to T, not falling.
   ///   - caches: the sequences, all of this pool; one may occur several times.
-  ///   - output: O; it may not share memory with the queries.
+  ///   - mask: broadcast to [Hq, T, L], packed as the queries are: a row is a query, a column a token of
+  ///     its sequence. L is at least the number of tokens of each sequence that has queries; what lies
+  ///     beyond a sequence's own tokens is not read. Elements are as for
+  ///     ``AttentionPlan/run(query:key:value:mask:alibiSlopes:sinks:into:)``.
+  ///   - alibiSlopes: [Hq], or [sequences, Hq].
+  ///   - sinks: [Hq], or [sequences, Hq].
+  ///   - output: O; it may not share memory with an input.
   /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`,
   ///   `.invalidArgument`, `.overlappingOutput`, `.nonFiniteInput`, `.valueOutOfRange` or
   ///   `.outOfMemory`.
@@ -82,41 +99,46 @@ public struct CachedAttention: Sendable {
     query: TensorView,
     offsets: [Int],
     caches: [KVCache],
+    mask: TensorView? = nil,
+    alibiSlopes: TensorView? = nil,
+    sinks: TensorView? = nil,
     into output: borrowing MutableTensorView
   ) throws(AttentionError) {
-    try pool.store.attend(
-      call(query: query, offsets: offsets, caches: caches, output: output.view, logSumExp: nil)
-    )
+    var call = try call(query: query, offsets: offsets, caches: caches, output: output.view)
+    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &call)
+    try pool.store.attend(call)
   }
 
-  /// As ``run(query:offsets:caches:into:)``, with the log-sum-exp of every row.
+  /// As ``run(query:offsets:caches:mask:alibiSlopes:sinks:into:)``, with the log-sum-exp of every row.
   ///
   /// - Parameters:
   ///   - query: Q of all sequences.
   ///   - offsets: where each sequence's queries begin, and T.
   ///   - caches: the sequences.
+  ///   - mask: broadcast to [Hq, T, L].
+  ///   - alibiSlopes: [Hq], or [sequences, Hq].
+  ///   - sinks: [Hq], or [sequences, Hq].
   ///   - output: O.
   ///   - logSumExp: float32 [Hq, T], of any strides: that of the unshifted logits, −∞ for a row that
-  ///     sees no token.
-  /// - Throws: as ``run(query:offsets:caches:into:)``.
+  ///     sees no token. A sink is in it.
+  /// - Throws: as ``run(query:offsets:caches:mask:alibiSlopes:sinks:into:)``.
   public func run(
     query: TensorView,
     offsets: [Int],
     caches: [KVCache],
+    mask: TensorView? = nil,
+    alibiSlopes: TensorView? = nil,
+    sinks: TensorView? = nil,
     into output: borrowing MutableTensorView,
     logSumExp: borrowing MutableTensorView
   ) throws(AttentionError) {
     let view = logSumExp.view
-    let call = try call(
-      query: query,
-      offsets: offsets,
-      caches: caches,
-      output: output.view,
-      logSumExp: try checked(logSumExp: view, tokens: try query.operand().shape[2])
-    )
+    var call = try call(query: query, offsets: offsets, caches: caches, output: output.view)
+    call.logSumExp = try checked(logSumExp: view, tokens: try query.operand().shape[2])
     try OverlapCheck.requireDistinctElements(view, name: "logSumExp")
     try OverlapCheck.requireDisjoint(view, "logSumExp", call.query.view, "query")
     try OverlapCheck.requireDisjoint(view, "logSumExp", call.output.view, "output")
+    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &call)
     try pool.store.attend(call)
   }
 
@@ -126,8 +148,7 @@ public struct CachedAttention: Sendable {
     query: borrowing TensorView,
     offsets: [Int],
     caches: [KVCache],
-    output: borrowing TensorView,
-    logSumExp: AttentionOperands.Operand?
+    output: borrowing TensorView
   ) throws(AttentionError) -> KVCacheCall {
     let (query, output) = (try query.operand(), try output.operand())
     let tokens = query.shape[2]
@@ -166,7 +187,6 @@ public struct CachedAttention: Sendable {
     return KVCacheCall(
       query: .init(query),
       output: .init(output),
-      logSumExp: logSumExp,
       queryHeadCount: queryHeadCount,
       softmaxScale: options.softmaxScale ?? 1 / Float(pool.headDimension).squareRoot(),
       options: options,

@@ -70,7 +70,13 @@ package struct KVCacheCall {
   /// [1, Hq, T, Dv].
   package let output: AttentionOperands.Operand
   /// [1, Hq, T].
-  package let logSumExp: AttentionOperands.Operand?
+  package var logSumExp: AttentionOperands.Operand?
+  /// [1, Hq or 1, T or 1, L or 1], where L is at least the tokens of any sequence with queries.
+  package var mask: AttentionOperands.Operand?
+  /// [part][Hq].
+  package var alibiSlopes: [Float]?
+  /// [part][Hq].
+  package var sinks: [Float]?
   package let queryHeadCount: Int
   package let softmaxScale: Float
   package let options: AttentionOptions
