@@ -73,36 +73,46 @@ struct ReferenceKernel: AttentionKernel {
 
   private func checkInputs(_ operands: AttentionOperands) throws(AttentionError) {
     let recipe = descriptor.recipe
-    var largest: [InputCheck.Tensor: Float] = [:]
-    for (tensor, operand, format) in [
-      (InputCheck.Tensor.query, operands.query, recipe.query),
-      (.key, operands.key, recipe.key),
-      (.value, operands.value, recipe.value),
-    ] {
-      let limit = InputCheck.limit(for: format)
-      for batch in 0..<operand.shape[0] {
-        for head in 0..<operand.shape[1] {
-          let rows = HeadRows(operand.view, batch: batch, head: head)
-          for token in 0..<rows.count
-          where rows.row(token).contains(where: { !($0.magnitude < limit) }) {
-            throw InputCheck.error(
-              tensor,
-              batch: batch,
-              head: head,
-              token: token,
-              row: rows.row(token),
-              limit: limit
-            )
-          }
-          largest[tensor] = max(largest[tensor] ?? 0, rows.largest())
-        }
-      }
-    }
+    let query = try InputCheck.largest(of: operands.query, .query, recipe.query)
+    let key = try InputCheck.largest(of: operands.key, .key, recipe.key)
+    _ = try InputCheck.largest(of: operands.value, .value, recipe.value)
     try ReferenceMask.check(operands.mask)
     try InputCheck.requireLogits(
-      largestQuery: largest[.query] ?? 0,
-      largestKey: largest[.key] ?? 0,
+      largestQuery: query,
+      largestKey: key,
       descriptor: descriptor
     )
+  }
+}
+
+extension InputCheck {
+  /// The largest magnitude of all elements, each of which is looked at.
+  ///
+  /// - Throws: `AttentionError` with code `.nonFiniteInput` or `.valueOutOfRange`.
+  static func largest(
+    of operand: AttentionOperands.Operand,
+    _ tensor: Tensor,
+    _ format: OperandFormat
+  ) throws(AttentionError) -> Float {
+    let limit = limit(for: format)
+    var largest: Float = 0
+    for batch in 0..<operand.shape[0] {
+      for head in 0..<operand.shape[1] {
+        let rows = HeadRows(operand.view, batch: batch, head: head)
+        for token in 0..<rows.count
+        where rows.row(token).contains(where: { !($0.magnitude < limit) }) {
+          throw error(
+            tensor,
+            batch: batch,
+            head: head,
+            token: token,
+            row: rows.row(token),
+            limit: limit
+          )
+        }
+        largest = max(largest, rows.largest())
+      }
+    }
+    return largest
   }
 }

@@ -30,6 +30,9 @@ struct ReferenceHead: Sendable {
   private let weight: [Double]
   private let sumsCodes: Bool
   private let tileLength: Int
+  /// Caches: positions of values far larger than the others, one per tile. A row that sees one takes its
+  /// tile as a head with an outlier has all tiles.
+  private let outliers: [Int]
   /// What the output is multiplied by, per channel.
   private let outputScale: [Double]
   /// Scale · log2(e) · q · kbar per row: the part of the logits that centring the keys took out.
@@ -125,6 +128,43 @@ struct ReferenceHead: Sendable {
     }
     tileLength = recipe.tileLength(hasOutlier: hasOutlier)
     self.sumsCodes = sumsCodes
+    outliers = []
+  }
+
+  /// Queries against tokens that a cache has as codes.
+  init(
+    _ descriptor: AttentionDescriptor,
+    query q: HeadRows,
+    cached tokens: ReferenceCacheHead,
+    mask: ReferenceMask
+  ) {
+    let recipe = descriptor.recipe
+    let unit = Double(descriptor.softmaxScale) * log2(M_E)
+    self.descriptor = descriptor
+    self.mask = mask
+    rowShift = (0..<q.count).map { row in
+      unit * zip(tokens.mean, q.row(row)).reduce(0.0) { $0 + Double($1.0) * Double($1.1) }
+    }
+    rowsPerMean = max(q.count, 1)
+    centringBias = [[Double](repeating: 0, count: tokens.count)]
+    var q = q
+    if recipe.rotatesQueryAndKey { q.rotate() }
+    let block =
+      recipe.rotatesQueryAndKey ? HadamardRotation(dimension: q.dimension).blockLength : 1
+    let queryCodes = HeadCodes(q, recipe.query)
+    query = queryCodes.codes.map(Double.init)
+    queryScale = queryCodes.rowScales.map { Double($0) * unit / Double(block) }
+    key = tokens.keyCodes.map(Double.init)
+    keyScale = tokens.keyScales.map(Double.init)
+    value = tokens.valueCodes.map(Double.init)
+    fold = tokens.reciprocals.map { -log2(Double($0)) }
+    weight = tokens.reciprocals.map(Double.init)
+    let dimension = descriptor.shape.valueDimension
+    let undoRotation = recipe.rotatesValue ? 1 / Double(dimension & -dimension) : 1
+    outputScale = [Double](repeating: Double(tokens.unit) * undoRotation, count: dimension)
+    sumsCodes = true
+    tileLength = recipe.tileLength
+    outliers = tokens.outliers
   }
 
   /// Attention of one query row over the keys that it sees.
@@ -143,7 +183,16 @@ struct ReferenceHead: Sendable {
       while begin < span.upperBound {
         let length = begin == 0 ? recipe.firstTileLength : tileLength
         let end = min(begin + length, span.upperBound)
-        accumulate(row, visible.clamped(to: begin..<end), into: &partial)
+        let seen = visible.clamped(to: begin..<end)
+        if outliers.contains(where: { (begin..<end).contains($0) && $0 < visible.upperBound }) {
+          let part = FoldedValueScales.outlierTileLength
+          for start in stride(from: begin, to: end, by: part) {
+            let piece = seen.clamped(to: start..<min(start + part, end))
+            accumulate(row, piece, sumsCodes: false, into: &partial)
+          }
+        } else {
+          accumulate(row, seen, sumsCodes: sumsCodes, into: &partial)
+        }
         begin = end
       }
       total.merge(partial)
@@ -208,7 +257,12 @@ struct ReferenceHead: Sendable {
     return logit + fold[column] + addend
   }
 
-  private func accumulate(_ row: Int, _ seen: Range<Int>, into partial: inout Partial) {
+  private func accumulate(
+    _ row: Int,
+    _ seen: Range<Int>,
+    sumsCodes: Bool,
+    into partial: inout Partial
+  ) {
     let recipe = descriptor.recipe
     let dimension = descriptor.shape.valueDimension
     let logits = seen.compactMap { column in logit(row, column).map { (column, $0) } }

@@ -209,7 +209,14 @@ extension QuantizationRecipe {
   /// Scales, steps and offsets are counted: a float32 per key scale, a byte per integer reciprocal of
   /// a value scale and two bytes per real one. Scales of a whole head are not.
   public func keyValueBytesPerToken(_ shape: AttentionShape) -> Double {
-    bytesPerToken(key, shape.headDimension) + bytesPerToken(value, shape.valueDimension)
+    keyValueBytesPerToken(
+      headDimension: shape.headDimension,
+      valueDimension: shape.valueDimension
+    )
+  }
+
+  func keyValueBytesPerToken(headDimension: Int, valueDimension: Int) -> Double {
+    bytesPerToken(key, headDimension) + bytesPerToken(value, valueDimension)
       - (valueScale == .foldedReciprocal ? 3 : valueScale == .folded ? 2 : 0)
   }
 
