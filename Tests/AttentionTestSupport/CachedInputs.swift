@@ -87,15 +87,20 @@ public struct CachedInputs: Sendable {
   public func attend(
     _ range: Range<Int>,
     _ cache: KVCache,
-    _ options: AttentionOptions = AttentionOptions(mask: .causal)
+    _ options: AttentionOptions = AttentionOptions(mask: .causal),
+    _ additions: TestAdditions = TestAdditions()
   ) throws(AttentionError) -> TestResult {
-    try Self.attend([(self, range, cache)], options)
+    try Self.attend([(self, range, cache)], options, additions)
   }
 
   /// Attention of the last tokens of several sequences in one call.
+  ///
+  /// Additions are as the call takes them: a mask broadcasts to [Hq, T, L], slopes and sinks are [Hq] or
+  /// [sequences, Hq].
   public static func attend(
     _ parts: [(inputs: CachedInputs, range: Range<Int>, cache: KVCache)],
-    _ options: AttentionOptions = AttentionOptions(mask: .causal)
+    _ options: AttentionOptions = AttentionOptions(mask: .causal),
+    _ additions: TestAdditions = TestAdditions()
   ) throws(AttentionError) -> TestResult {
     let (first, pool) = (parts[0].inputs.shape, parts[0].cache.pool)
     let plan = try CachedAttention(
@@ -125,10 +130,27 @@ public struct CachedInputs: Sendable {
       [Float](repeating: .nan, count: heads * total),
       shape: [heads, total]
     )
+    let mask = try Tensor(
+      additions.mask?.elements ?? [],
+      shape: additions.mask?.shape ?? [0],
+      elementType: additions.maskType
+    )
+    func perHead(_ numbers: [Float]?) throws(AttentionError) -> Tensor {
+      let numbers = numbers ?? []
+      return try Tensor(
+        numbers,
+        shape: numbers.count == heads ? [heads] : [numbers.count / heads, heads]
+      )
+    }
+    let slopes = try perHead(additions.alibiSlopes)
+    let sinks = try perHead(additions.sinks)
     try plan.run(
       query: queries.view,
       offsets: offsets,
       caches: parts.map(\.cache),
+      mask: additions.mask == nil ? nil : mask.view,
+      alibiSlopes: additions.alibiSlopes == nil ? nil : slopes.view,
+      sinks: additions.sinks == nil ? nil : sinks.view,
       into: output.mutableView,
       logSumExp: logSumExp.mutableView
     )
