@@ -10,6 +10,7 @@
 
 void intfa_survey__portable(const intfa_survey *);
 void intfa_quantize__portable(const intfa_quantize *);
+void intfa_load_rotary__portable(const intfa_load_rotary *);
 void intfa_attend_tiles__portable(const intfa_attend_tiles *);
 int64_t intfa_running_key_bytes__portable(const intfa_running_formats *, int64_t, int32_t);
 int64_t intfa_running_value_bytes__portable(const intfa_running_formats *, int64_t, int32_t);
