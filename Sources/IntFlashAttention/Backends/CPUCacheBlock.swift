@@ -13,6 +13,8 @@ struct CPUCacheBlock {
   let heads: Range<Int>
   /// Query of the sequence's token 0 in the call's tensors.
   let firstQuery: Int
+  /// Position of that query, for rotary embeddings.
+  let firstPosition: Int
   /// Query tokens of the sequence.
   let tokens: Range<Int>
   /// Whether the rows see tokens of the first tile only, which are there as they came.
@@ -113,6 +115,7 @@ struct CPUCacheBlock {
     self.head = head
     self.heads = heads
     firstQuery = part.queries.lowerBound
+    firstPosition = part.firstPosition
     self.tokens = tokens
     let mask = call.options.mask
       .visibility(queryLength: part.queries.count, keyValueLength: part.count)

@@ -7,6 +7,9 @@ public struct CachedAttention: Sendable {
   public let queryHeadCount: Int
   /// Scale, cap and mask; the last query of a sequence stands at its last token.
   public let options: AttentionOptions
+  /// What turns queries by their positions on the way, as ``KVCache/append(key:value:rotary:)`` does
+  /// with keys; nil for queries that have their positions.
+  public let rotary: RotaryEmbedding?
   /// Where the caches are.
   public let pool: KVCachePool
 
@@ -15,12 +18,14 @@ public struct CachedAttention: Sendable {
   /// - Parameters:
   ///   - queryHeadCount: Hq.
   ///   - options: causal unless given.
+  ///   - rotary: turns queries by their positions; nil where they have been turned.
   ///   - pool: the pool of all caches of a call.
   /// - Throws: `AttentionError` with code `.invalidArgument`, `.shapeMismatch`, or `.unsupported` for
   ///   a prefix or blocks.
   public init(
     queryHeadCount: Int,
     options: AttentionOptions = AttentionOptions(mask: .causal),
+    rotary: RotaryEmbedding? = nil,
     pool: KVCachePool
   ) throws(AttentionError) {
     _ = try AttentionShape(
@@ -41,8 +46,10 @@ public struct CachedAttention: Sendable {
     guard options.blocks == nil else {
       throw AttentionError(.unsupported, "blocks are given; attention to caches does not take them")
     }
+    if let rotary { try rotary.check(dimension: pool.headDimension, positions: 0, count: 1) }
     self.queryHeadCount = queryHeadCount
     self.options = options
+    self.rotary = rotary
     self.pool = pool
   }
 
@@ -84,7 +91,7 @@ public struct CachedAttention: Sendable {
     caches: [KVCache],
     into output: borrowing MutableTensorView
   ) throws(AttentionError) {
-    try pool.store.attend(
+    try attend(
       call(query: query, offsets: offsets, caches: caches, output: output.view, logSumExp: nil)
     )
   }
@@ -117,7 +124,27 @@ public struct CachedAttention: Sendable {
     try OverlapCheck.requireDistinctElements(view, name: "logSumExp")
     try OverlapCheck.requireDisjoint(view, "logSumExp", call.query.view, "query")
     try OverlapCheck.requireDisjoint(view, "logSumExp", call.output.view, "output")
+    try attend(call)
+  }
+
+  private func attend(_ call: KVCacheCall) throws(AttentionError) {
+    guard let rotary else { return try pool.store.attend(call) }
+    for part in call.parts where !part.queries.isEmpty {
+      try rotary.check(
+        dimension: pool.headDimension,
+        positions: part.firstPosition,
+        count: part.queries.count
+      )
+    }
+    guard !pool.store.appliesRotary else { return try pool.store.attend(call) }
+    let positions = call.parts.flatMap { part in
+      (0..<part.queries.count).map { part.firstPosition + $0 }
+    }
+    let turned = try rotary.apply(to: call.query.view, positions: positions)
+    var call = call
+    call.query = .init(turned.view)
     try pool.store.attend(call)
+    extendLifetime(turned)
   }
 
   // MARK: Checks
@@ -172,7 +199,8 @@ public struct CachedAttention: Sendable {
       options: options,
       parts: zip(caches, zip(offsets, offsets.dropFirst())).map { cache, bounds in
         cache.part(queries: bounds.0..<bounds.1)
-      }
+      },
+      rotary: rotary
     )
   }
 

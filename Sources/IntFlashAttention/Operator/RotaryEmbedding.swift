@@ -36,10 +36,18 @@ public struct RotaryEmbedding: Sendable {
   public let positionCount: Int
   let tables: Tables
 
-  /// Cosines and sines, [positionCount, R/2] in float32.
+  /// Cosines and sines, [positionCount, R/2] in float32; they live as long as an embedding does.
+  @safe
   final class Tables: Sendable {
-    let cosines: Tensor
-    let sines: Tensor
+    private let cosines: Tensor
+    private let sines: Tensor
+
+    var cosine: UnsafePointer<Float> {
+      unsafe UnsafePointer(cosines.storage.assumingMemoryBound(to: Float.self))
+    }
+    var sine: UnsafePointer<Float> {
+      unsafe UnsafePointer(sines.storage.assumingMemoryBound(to: Float.self))
+    }
 
     init(cosines: consuming Tensor, sines: consuming Tensor) {
       self.cosines = cosines
@@ -135,12 +143,8 @@ public struct RotaryEmbedding: Sendable {
         "positionCount is \(positionCount); it must be between 1 and \(largest)"
       )
     }
-    let widest = AttentionShape.largestDimension / 2
-    guard pairs >= 1, pairs <= widest else {
-      throw AttentionError(
-        .invalidArgument,
-        "rotaryDimension is \(2 * pairs); it must be between 2 and \(2 * widest)"
-      )
+    guard pairs >= 1 else {
+      throw AttentionError(.invalidArgument, "tables have no pair of channels; they need at least 1")
     }
     let cosines = try Tensor(.float32, shape: [positionCount, pairs])
     let sines = try Tensor(.float32, shape: [positionCount, pairs])
@@ -172,8 +176,8 @@ public struct RotaryEmbedding: Sendable {
         case .halfSplit: (pair, pairs + pair)
         }
       let (x, y) = (row[first], row[second])
-      let cosine = tables.cosines.view.float(atOffset: position * pairs + pair)
-      let sine = tables.sines.view.float(atOffset: position * pairs + pair)
+      let cosine = unsafe tables.cosine[position * pairs + pair]
+      let sine = unsafe tables.sine[position * pairs + pair]
       row[first] = x * cosine - y * sine
       row[second] = y * cosine + x * sine
     }
@@ -188,6 +192,12 @@ public struct RotaryEmbedding: Sendable {
   /// - Throws: `AttentionError` with code `.invalidArgument`, `.shapeMismatch`,
   ///   `.unsupportedElementType` or `.outOfMemory`.
   public func apply(to rows: TensorView, firstPosition: Int = 0) throws(AttentionError) -> Tensor {
+    let tokens = try rows.operand().shape[2]
+    return try apply(to: rows, positions: (0..<tokens).map { firstPosition + $0 })
+  }
+
+  /// The same for tokens at any positions, one for each.
+  package func apply(to rows: TensorView, positions: [Int]) throws(AttentionError) -> Tensor {
     let operand = try rows.operand()
     guard operand.elementType.isFloatingPointOperand else {
       throw AttentionError(
@@ -195,13 +205,13 @@ public struct RotaryEmbedding: Sendable {
         "rows are \(operand.elementType.rawValue); they must be float32, float16 or bfloat16"
       )
     }
-    let (tokens, dimension) = (operand.shape[2], operand.shape[3])
-    try check(dimension: dimension, positions: firstPosition, count: tokens)
+    let dimension = operand.shape[3]
+    for position in positions { try check(dimension: dimension, positions: position, count: 1) }
     var values = operand.copyFloats()
     for index in 0..<values.count / max(dimension, 1) {
       let range = index * dimension..<(index + 1) * dimension
       var row = Array(values[range])
-      turn(&row, position: firstPosition + index % tokens)
+      turn(&row, position: positions[index % positions.count])
       values.replaceSubrange(range, with: row)
     }
     return try Tensor(values, shape: rows.shape)
@@ -222,7 +232,7 @@ public struct RotaryEmbedding: Sendable {
     guard first >= 0, count <= positionCount - min(first, positionCount) else {
       throw AttentionError(
         .invalidArgument,
-        "positions \(first) to \(first + count - 1) are needed, but the rotary embedding has 0 to "
+        "\(count) positions from \(first) on are needed, but the rotary embedding has 0 to "
           + "\(positionCount - 1)"
       )
     }
