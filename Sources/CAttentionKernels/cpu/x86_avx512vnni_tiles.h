@@ -314,13 +314,15 @@ static void find_tile(const intfa_attend_tiles *a, tile_operands *t) {
 // Four bits become INT8 codes in scratch memory.
 static void unpack_keys(const intfa_attend_tiles *a, state *s, tile_operands *t) {
   for (int32_t sub = 0; a->int4_key && t->begin + sub * KEYS < t->end; sub++) {
-    intfa_unpack_key_unit__avx512vnni(t->key[sub], t->stride, s->key[sub]);
+    const char *ahead = sub < t->next_subs ? t->next_key[sub] : (const char *)t->key[sub];
+    intfa_unpack_key_unit__avx512vnni(t->key[sub], t->stride, s->key[sub], ahead);
     t->key[sub] = s->key[sub];
   }
 }
 static void unpack_values(const intfa_attend_tiles *a, state *s, tile_operands *t) {
   for (int32_t sub = 0; a->int4_value && t->begin + sub * KEYS < t->end; sub++) {
-    intfa_unpack_value_unit__avx512vnni((const uint8_t *)t->value[sub], t->width, s->value[sub]);
+    const char *ahead = sub < t->next_subs ? t->next_value[sub] : (const char *)t->value[sub];
+    intfa_unpack_value_unit__avx512vnni((const uint8_t *)t->value[sub], t->width, s->value[sub], ahead);
     t->value[sub] = s->value[sub];
   }
 }
