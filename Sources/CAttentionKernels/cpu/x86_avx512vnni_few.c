@@ -2,7 +2,8 @@
 //
 // One to sixteen rows, four at a time against the same tile. There is little to overlap, so the steps
 // of x86_avx512vnni.c simply follow each other, and every loaded line asks for the line that stands
-// at its place in the next tile. The results are those of the other loop, bit for bit.
+// at its place in the next tile. Four bits are decoded in registers, right before they are multiplied.
+// The results are those of the other loop, bit for bit.
 //
 // Per tile of 128 keys, D = 64 and one row: 256 loads, 256 fetches, 256 vpdpbusd, about 250 other
 // instructions; 16 KiB. Registers: 16 sums or fewer (two sets where the chains of one would wait for
@@ -15,8 +16,9 @@
 
 enum { SETS = 2 };  // of sums, where one row has too few of them to keep the multipliers busy
 
-// One to four rows take keys and values as they are stored; more would decode four bits once per four.
-static bool decodes(const intfa_attend_tiles *a) { return a->rows <= ROWS; }
+// Rows that decode four bits as they multiply: up to eight, who do it once for each four; more would
+// do it too often, and have codes in scratch memory.
+static bool decodes(const intfa_attend_tiles *a) { return a->rows <= 2 * ROWS; }
 
 // Codes of 64 keys and four channels from `step` on, and what stands at their place in `ahead`.
 INLINE void load_keys(const bool int4, const uint8_t *unit, int32_t stride, int32_t step,
@@ -121,12 +123,12 @@ INLINE void values_few(const int rows, const bool int4, const intfa_attend_tiles
   }
 }
 
-// What is fetched beside each stored sub-tile, 16 KiB ahead so that the first-level cache holds it:
+// What is fetched beside each stored sub-tile, about 16 KiB ahead so that the first-level cache holds it:
 // its place in the next tile, or where tiles are that large already, the sub-tile after it.
 static void find_ahead(const tile_operands *t, const char *const *here, const char *const *next,
                        const char **ahead) {
   const int32_t subs = t->end - t->begin > KEYS ? 2 : 1;
-  const bool is_large = t->stride + t->width > 128;
+  const bool is_large = t->key_unit + t->value_unit > 208 * KEYS;
   for (int32_t sub = 0; sub < subs; sub++) {
     const int32_t after = is_large ? sub + 1 - subs : sub;
     ahead[sub] = after < 0 ? here[sub + 1] : after < t->next_subs ? next[after] : here[0];
