@@ -119,6 +119,22 @@ static void regroup_keys(const int8_t *codes, int32_t tokens, int32_t d, int32_t
   }
 }
 
+// Four bits of 64 tokens in the order of dpbusd.
+static void pair_keys(uint8_t (*four)[INTFA_MAX_DIMENSION], int32_t d, uint8_t *target) {
+  for (int32_t half = 0; half < 2; half++)
+    for (int32_t c = 0; c < d; c += 64) {
+      __m512i rows[16];
+      for (int32_t i = 0; i < 16; i++) {
+        const __m512i low = _mm512_load_si512(four[16 * half + i] + c);
+        const __m512i high = _mm512_load_si512(four[16 * half + i + 32] + c);
+        rows[i] = _mm512_or_si512(low, _mm512_slli_epi16(high, 4));
+      }
+      transpose16(rows);
+      for (int32_t i = 0; i < 16 && c + 4 * i < d; i++)
+        _mm512_storeu_si512(target + (c / 4 + i) * 128 + 64 * half, transpose_bytes(rows[i]));
+    }
+}
+
 static void pack_int4_key_unit(const int8_t *codes, int32_t count, int32_t d, uint8_t *target) {
   const int32_t stride = (int32_t)padded(d, 4);
   uint8_t *steps = target + stride * KEYS / 2, *offsets = steps + 2 * stride;
@@ -132,18 +148,25 @@ static void pack_int4_key_unit(const int8_t *codes, int32_t count, int32_t d, ui
       regroup_keys(codes + first * d, tokens, d, c, steps + group * stride, offsets + group * stride,
                    four + first);
   }
-  for (int32_t half = 0; half < 2; half++)
-    for (int32_t c = 0; c < d; c += 64) {
-      __m512i rows[16];
-      for (int32_t i = 0; i < 16; i++) {
-        const __m512i low = _mm512_load_si512(four[16 * half + i] + c);
-        const __m512i high = _mm512_load_si512(four[16 * half + i + 32] + c);
-        rows[i] = _mm512_or_si512(low, _mm512_slli_epi16(high, 4));
-      }
-      transpose16(rows);
-      for (int32_t i = 0; i < 16 && c + 4 * i < d; i++)
-        _mm512_storeu_si512(target + (c / 4 + i) * 128 + 64 * half, transpose_bytes(rows[i]));
-    }
+  pair_keys(four, d, target);
+}
+
+// What is in four bits already. Channels that do not exist have step 1 and code 0.
+static void take_key_unit(const uint8_t *unit, int32_t d, uint8_t *target) {
+  const int32_t stride = (int32_t)padded(d, 4);
+  uint8_t *steps = target + stride * KEYS / 2, *offsets = steps + 2 * stride;
+  uint8_t given_steps[2 * INTFA_MAX_DIMENSION];
+  int8_t given_offsets[2 * INTFA_MAX_DIMENSION];
+  _Alignas(64) uint8_t four[KEYS][INTFA_MAX_DIMENSION];
+  memset(four, 0, sizeof four);
+  intfa_four_bit_key_parts(unit, d, INTFA_MAX_DIMENSION, four[0], given_steps, given_offsets);
+  memset(steps, 1, (size_t)(2 * stride));
+  memset(offsets, 128, (size_t)(2 * stride));
+  for (int32_t i = 0; i < 2 * d; i++) {
+    steps[i / d * stride + i % d] = given_steps[i];
+    offsets[i / d * stride + i % d] = (uint8_t)(given_offsets[i] + 128);
+  }
+  pair_keys(four, d, target);
 }
 
 // The smallest or largest, byte by byte, of sixteen dwords, in all of them.
@@ -193,6 +216,30 @@ static void pack_int4_value_unit(const int8_t *codes, int32_t count, int32_t d, 
   }
 }
 
+// What is in four bits already. A group's missing channels repeat its first one; missing groups have step
+// 1 and code 0.
+static void take_value_unit(const uint8_t *given, int32_t d, int32_t width, uint8_t *target) {
+  enum { GROUPS = INTFA_MAX_DIMENSION / INTFA_VALUE_GROUP };
+  uint8_t *steps = target + width * KEYS / 2, *offsets = steps + width / 16 * KEYS;
+  uint8_t given_steps[KEYS * GROUPS], four[KEYS * INTFA_MAX_DIMENSION];
+  int8_t given_offsets[KEYS * GROUPS];
+  _Alignas(64) int8_t unit[KEYS * INTFA_MAX_DIMENSION];
+  const int32_t stride = (int32_t)padded(d, INTFA_VALUE_GROUP), groups = stride / INTFA_VALUE_GROUP;
+  intfa_four_bit_value_parts(given, d, stride, four, given_steps, given_offsets);
+  for (int32_t t = 0; t < KEYS; t++)
+    for (int32_t c = d; c < stride; c++) four[t * stride + c] = four[t * stride + stride - INTFA_VALUE_GROUP];
+  pack_value_unit((const int8_t *)four, KEYS, stride, width, unit);
+  for (int32_t i = 0; i < width / 16 * KEYS; i++) {
+    const int32_t group = i / (16 * UNITS) * 4 + i / 4 % 4, token = i / 16 % UNITS * 4 + i % 4;
+    steps[i] = group < groups ? given_steps[token * groups + group] : 1;
+    offsets[i] = group < groups ? (uint8_t)(given_offsets[token * groups + group] + 128) : 128;
+  }
+  for (int32_t i = 0; i < width * KEYS / 128; i++) {
+    const __m512i low = _mm512_load_si512(unit + 128 * i), high = _mm512_load_si512(unit + 128 * i + 64);
+    _mm512_storeu_si512(target + 64 * i, transpose_bytes(_mm512_or_si512(low, _mm512_slli_epi16(high, 4))));
+  }
+}
+
 void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes,
                                        const char *ahead) {
   const uint8_t *steps = unit + stride * KEYS / 2;
@@ -230,8 +277,11 @@ void intfa_pack_keys__avx512vnni(const intfa_pack *a) {
   for (int64_t first = a->begin; first < a->end; first += KEYS) {
     const int32_t count = a->end - first < KEYS ? (int32_t)(a->end - first) : KEYS;
     const int8_t *codes = a->codes + (first - a->begin) * d;
-    if (a->int4)
-      pack_int4_key_unit(codes, count, d, (uint8_t *)a->target + first / KEYS * int4_key_unit_bytes(stride));
+    uint8_t *target = (uint8_t *)a->target + first / KEYS * int4_key_unit_bytes(stride);
+    if (a->four_bits)
+      take_key_unit(a->four_bits + (first - a->begin) / KEYS * intfa_four_bit_key_bytes(d), d, target);
+    else if (a->int4)
+      pack_int4_key_unit(codes, count, d, target);
     else
       pack_key_unit(codes, count, d, (uint8_t *)a->target + first * stride);
   }
@@ -242,9 +292,12 @@ void intfa_pack_values__avx512vnni(const intfa_pack *a) {
   for (int64_t first = a->begin; first < a->end; first += KEYS) {
     const int32_t count = a->end - first < KEYS ? (int32_t)(a->end - first) : KEYS;
     const int8_t *codes = a->codes + (first - a->begin) * d;
-    if (a->int4)
-      pack_int4_value_unit(codes, count, d, width,
-                           (uint8_t *)a->target + first / KEYS * int4_value_unit_bytes(width));
+    uint8_t *target = (uint8_t *)a->target + first / KEYS * int4_value_unit_bytes(width);
+    if (a->four_bits)
+      take_value_unit(a->four_bits + (first - a->begin) / KEYS * intfa_four_bit_value_bytes(d), d, width,
+                      target);
+    else if (a->int4)
+      pack_int4_value_unit(codes, count, d, width, target);
     else
       pack_value_unit(codes, count, d, width, (int8_t *)a->target + first * width);
   }

@@ -87,6 +87,7 @@ typedef struct {
   int64_t begin, end;
   int32_t dimension;
   bool int4;              // progressive four-bit storage
+  const uint8_t *four_bits;  // instead of codes: whole units as intfa_four_bit_keys or _values have them
   void *target;           // of the head: keys_bytes or values_bytes
 } intfa_pack;
 
