@@ -29,7 +29,7 @@ typedef struct {
 } intfa_unit_part;
 // Rows [count][dimension] of codes or float32 into the unit; bfloat16 rows have been rounded.
 void intfa_scatter(const intfa_unit_part *part, const void *rows, void *unit);
-// Rows of codes out of it.
+// Rows out of it: codes, or float32.
 void intfa_gather(const intfa_unit_part *part, const void *unit, void *rows);
 
 // Codes of 64 tokens [token][dimension] that were decoded from four bits, in four bits again and in the

@@ -27,6 +27,13 @@ final class CPUCacheSequence: KVCacheSequence {
     largestKey = other.largestKey
   }
 
+  /// Takes what a snapshot has beside units.
+  func replace(open: CPUOpenTile?, outliers: [[Int]], largestKey: Float) {
+    self.open = open
+    self.outliers = outliers
+    self.largestKey = largestKey
+  }
+
   func fork() -> any KVCacheSequence { CPUCacheSequence(forkOf: self) }
 
   var recipe: QuantizationRecipe { store.layout.recipe }
@@ -149,11 +156,11 @@ final class CPUCacheSequence: KVCacheSequence {
     }
   }
 
-  private func tileStart(_ position: Int) -> Int {
+  func tileStart(_ position: Int) -> Int {
     recipe.tileStart(of: position, tileLength: recipe.tileLength)
   }
 
-  private func tileEnd(_ start: Int) -> Int {
+  func tileEnd(_ start: Int) -> Int {
     start + (start == 0 ? recipe.firstTileLength : recipe.tileLength)
   }
 

@@ -262,6 +262,18 @@ extension CPUCacheStore {
     unsafe kernels.pack_values(&arguments)
   }
 
+  /// Packs 64 tokens that are in four bits already, in the order of a snapshot.
+  func packFourBits(_ head: Int, _ unit: Int32, _ source: UnsafePointer<UInt8>, isKey: Bool) {
+    let kernels = unsafe kernels
+    var arguments = unsafe intfa_pack()
+    unsafe arguments.four_bits = source
+    unsafe arguments.end = Int64(KVCacheLayout.unitLength)
+    unsafe arguments.dimension = Int32(isKey ? layout.headDimension : layout.valueDimension)
+    unsafe arguments.int4 = true
+    unsafe arguments.target = isKey ? keyUnit(head, unit) : valueUnit(head, unit)
+    unsafe isKey ? kernels.pack_keys(&arguments) : kernels.pack_values(&arguments)
+  }
+
   /// A unit of the pool as units in 8 bits.
   func openUnit(
     _ head: Int,

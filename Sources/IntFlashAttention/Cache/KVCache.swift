@@ -211,6 +211,20 @@ public final class KVCache {
   /// Nothing is copied until one of the two appends: then it copies at most one page.
   public func fork() -> KVCache { KVCache(forkOf: self) }
 
+  /// Takes the tokens of a snapshot that fits the pool; there are none yet.
+  func restore(_ snapshot: KVCacheSnapshot) throws(AttentionError) {
+    guard sequence.restores else {
+      throw AttentionError(
+        .unsupported,
+        "backend \(pool.backendName) takes no snapshots of caches"
+      )
+    }
+    try reserve(snapshot.count)
+    sequence.restore(snapshot, units: units)
+    count = snapshot.count
+    firstPosition = snapshot.firstPosition
+  }
+
   /// The cache as part of a call.
   func part(queries: Range<Int>) -> KVCacheCall.Part {
     KVCacheCall.Part(

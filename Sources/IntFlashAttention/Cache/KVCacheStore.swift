@@ -50,6 +50,12 @@ package protocol KVCacheSequence: AnyObject {
   func truncate(to count: Int, units: [Int32])
   /// An independent sequence with the same tokens, in the same units.
   func fork() -> any KVCacheSequence
+  /// The tensors of a snapshot of the first `count` tokens, which are all there are.
+  func parts(count: Int, units: [Int32]) throws(AttentionError) -> [String: KVCacheSnapshot.Part]
+  /// Whether `restore` does something.
+  var restores: Bool { get }
+  /// Takes the tokens of a snapshot, which has been checked, into a sequence without tokens.
+  func restore(_ snapshot: KVCacheSnapshot, units: [Int32])
 }
 
 /// New keys and values of one sequence: [1, Hkv, n, D] and [1, Hkv, n, Dv].

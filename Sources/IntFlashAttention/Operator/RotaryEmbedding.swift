@@ -144,7 +144,10 @@ public struct RotaryEmbedding: Sendable {
       )
     }
     guard pairs >= 1 else {
-      throw AttentionError(.invalidArgument, "tables have no pair of channels; they need at least 1")
+      throw AttentionError(
+        .invalidArgument,
+        "tables have no pair of channels; they need at least 1"
+      )
     }
     let cosines = try Tensor(.float32, shape: [positionCount, pairs])
     let sines = try Tensor(.float32, shape: [positionCount, pairs])

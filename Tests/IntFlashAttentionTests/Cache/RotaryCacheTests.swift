@@ -108,7 +108,8 @@ import Testing
           before: true,
           on: backend
         )
-        #expect(actual == expected, "\(style), \(channels) channels, \(type), chunks to \(ends)")
+        let isSame = actual == expected
+        #expect(isSame, "\(style), \(channels) channels, \(type), chunks to \(ends)")
       }
     }
   }
