@@ -54,8 +54,9 @@ extension KVCacheTokens {
 }
 
 extension CPUSurvey {
-  /// As ``largest(of:_:_:_:)`` for rows that are turned: tokens `range`, of which the first stands at
-  /// `position`. What was not finite is not finite afterwards.
+  /// The largest magnitude of tokens `range` once they are turned; the first stands at `position`.
+  ///
+  /// What was not finite is not finite afterwards.
   static func largest(
     of operand: AttentionOperands.Operand,
     _ range: Range<Int>,

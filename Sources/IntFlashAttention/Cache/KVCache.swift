@@ -18,8 +18,10 @@ public final class KVCache {
   public let pool: KVCachePool
   /// Tokens in the cache.
   public private(set) var count = 0
-  /// Position of the first token, for rotary embeddings: other than 0 where the cache begins in the
-  /// middle of a text. Token i stands at `firstPosition + i`.
+  /// Position of the first token, for rotary embeddings.
+  ///
+  /// Other than 0 where the cache begins in the middle of a text: token i stands at
+  /// `firstPosition + i`.
   public var firstPosition = 0
 
   private var pages: [Int32] = []
