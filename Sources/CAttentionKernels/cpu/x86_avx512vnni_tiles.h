@@ -304,7 +304,8 @@ static void find_tile(const intfa_attend_tiles *a, tile_operands *t) {
     t->value[sub] = (const int8_t *)a->value + t->place[sub] / KEYS * t->value_unit;
   }
   t->next_subs = 0;
-  for (int64_t key = t->end; key < t->end + SUBS * KEYS && key < a->key_end; key += KEYS) {
+  const int64_t last = a->fetch_end > a->key_end ? a->fetch_end : a->key_end;
+  for (int64_t key = t->end; key < t->end + SUBS * KEYS && key < last; key += KEYS) {
     const int64_t unit = unit_place(a->units, key) / KEYS;
     t->next_key[t->next_subs] = (const char *)a->key + unit * t->key_unit;
     t->next_value[t->next_subs++] = (const char *)a->value + unit * t->value_unit;

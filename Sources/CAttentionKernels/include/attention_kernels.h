@@ -99,6 +99,7 @@ typedef struct {
 typedef struct {
   int32_t rows, head_dimension, value_dimension;
   int64_t key_begin, key_end;  // key_begin is a tile boundary
+  int64_t fetch_end;           // keys from key_end up to here come next and may be fetched; or 0
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
   const intfa_key_mask *mask;  // or NULL
