@@ -169,20 +169,20 @@ public struct RotaryEmbedding: Sendable {
 
   // MARK: Definition
 
-  /// Turns one row: the definition, which kernels match bit for bit.
-  package func turn(_ row: inout [Float], position: Int) {
+  /// Turns the row that begins at `start`: the definition, which kernels match bit for bit.
+  private func turn(_ values: inout [Float], from start: Int, position: Int) {
     let pairs = rotaryDimension / 2
     for pair in 0..<pairs {
       let (first, second) =
         switch style {
-        case .interleaved: (2 * pair, 2 * pair + 1)
-        case .halfSplit: (pair, pairs + pair)
+        case .interleaved: (start + 2 * pair, start + 2 * pair + 1)
+        case .halfSplit: (start + pair, start + pairs + pair)
         }
-      let (x, y) = (row[first], row[second])
+      let (x, y) = (values[first], values[second])
       let cosine = unsafe tables.cosine[position * pairs + pair]
       let sine = unsafe tables.sine[position * pairs + pair]
-      row[first] = x * cosine - y * sine
-      row[second] = y * cosine + x * sine
+      values[first] = x * cosine - y * sine
+      values[second] = y * cosine + x * sine
     }
   }
 
@@ -212,10 +212,7 @@ public struct RotaryEmbedding: Sendable {
     for position in positions { try check(dimension: dimension, positions: position, count: 1) }
     var values = operand.copyFloats()
     for index in 0..<values.count / max(dimension, 1) {
-      let range = index * dimension..<(index + 1) * dimension
-      var row = Array(values[range])
-      turn(&row, position: positions[index % positions.count])
-      values.replaceSubrange(range, with: row)
+      turn(&values, from: index * dimension, position: positions[index % positions.count])
     }
     return try Tensor(values, shape: rows.shape)
   }
