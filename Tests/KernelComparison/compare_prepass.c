@@ -1,4 +1,4 @@
-// survey, quantize and finish: every sum, code, scale, bias and output. The log-sum-exp is left out of
+// survey, load_rotary, quantize and finish: every sum, code, scale, bias and output. The log-sum-exp is left out of
 // the digest, as its logarithm is the platform's own.
 #include "comparison.h"
 
@@ -102,6 +102,41 @@ static void compare_survey(const problem *p, const kernel_sets *sets, generator 
     if (has_sums) digest(a.block_sums, sizeof(float) * (size_t)(blocks * p->dimension));
     if (p->other) digest(a.row_maxima, sizeof(float) * (size_t)count);
   }
+  release_all();
+}
+
+// ---------------------------------------------------------------------------------- rotary
+
+static void compare_rotary(const problem *p, const kernel_sets *sets, generator *g) {
+  const int32_t pairs = random_below(g, 3) ? p->dimension / 2 : random_below(g, p->dimension / 2 + 1);
+  const int64_t step = random_below(g, 2), position = random_below(g, 5);
+  begin_case("rotary, rows %d to %d, D %d, %s, %d %s pairs, step %d", p->first, p->count, p->dimension,
+             storage_names[p->storage], pairs, p->flag ? "interleaved" : "half-split", (int)step);
+  const intfa_rows rows = make_rows(p, true, g);
+  const int64_t count = p->count - p->first, positions = position + (count - 1) * step + 1;
+  const float *cosines = make_floats(positions * pairs, -1, 1, g);
+  const float *sines = make_floats(positions * pairs, -1, 1, g);
+  intfa_load_rotary first = {0};
+  for (int i = 0; i < sets->count; i++) {
+    intfa_load_rotary a = {
+        .rows = rows,
+        .begin = p->first,
+        .end = p->count,
+        .dimension = p->dimension,
+        .pairs = pairs,
+        .interleaved = p->flag,
+        .cosines = cosines,
+        .sines = sines,
+        .position = position,
+        .step = step,
+        .target = take(sizeof(float) * (size_t)(count * p->dimension)),
+    };
+    sets->kernels[i]->load_rotary(&a);
+    if (i == 0) first = a;
+    compare_floats(sets->kernels[i]->name, "rows", a.target, first.target, count, p->dimension,
+                   p->dimension);
+  }
+  digest(first.target, sizeof(float) * (size_t)(count * p->dimension));
   release_all();
 }
 
@@ -222,6 +257,7 @@ void compare_prepass(const kernel_sets *sets) {
     // Pieces begin at a block of sums.
     p.first = p.count > INTFA_SUM_BLOCK && random_below(&g, 2) ? INTFA_SUM_BLOCK : 0;
     compare_survey(&p, sets, &g);
+    compare_rotary(&p, sets, &g);
     compare_quantize(&p, sets, &g);
     compare_finish(&p, sets, &g);
   }

@@ -235,6 +235,7 @@ int main(int count, char **arguments) {
   fflush(stdout);
   run_peaks(&sets);
   compare_prepass(&sets);
+  compare_units(&sets);
   compare_attend_tiles(&sets);
   compare_attend_running(&sets);
   printf("%lld cases, %lld values compared, no difference\n", (long long)case_count,

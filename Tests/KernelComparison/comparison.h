@@ -65,5 +65,6 @@ intfa_key_mask *random_mask(generator *, int32_t rows, int64_t keys, float unit)
 // ---------------------------------------------------------------------------------- suites
 
 void compare_prepass(const kernel_sets *);
+void compare_units(const kernel_sets *);
 void compare_attend_tiles(const kernel_sets *);
 void compare_attend_running(const kernel_sets *);

@@ -23,6 +23,7 @@ static int32_t padded_rows(const intfa_pack *a, int64_t first, int32_t width, in
   const int32_t count = left < INTFA_PACK_UNIT ? (int32_t)left : INTFA_PACK_UNIT;
   const int8_t *codes = a->codes + (first - a->begin) * a->dimension;
   memset(rows, 0, (size_t)(INTFA_PACK_UNIT * width));
+  if (a->four_bits) return INTFA_PACK_UNIT;
   for (int32_t t = 0; t < count; t++)
     memcpy(rows + t * width, codes + t * a->dimension, (size_t)a->dimension);
   return count;
@@ -37,12 +38,24 @@ static void regroup(int8_t *codes, int32_t count, int32_t stride) {
   }
 }
 
+// Rows of codes that were in four bits, [INTFA_PACK_UNIT][width].
+static void place_rows(const int8_t *codes, int32_t dimension, int32_t width, int8_t *rows) {
+  for (int32_t t = 0; t < INTFA_PACK_UNIT; t++)
+    memcpy(rows + t * width, codes + t * dimension, (size_t)dimension);
+}
+
 static void pack_keys(const intfa_pack *a) {
   const int32_t width = (int32_t)padded(a->dimension, QUERY_PIECE);
-  int8_t rows[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION];
+  int8_t rows[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION], codes[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION];
   for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
     const int32_t count = padded_rows(a, first, width, rows);
-    for (int32_t t = 0; a->int4 && t < count; t += INTFA_KEY_GROUP)
+    if (a->four_bits) {
+      const int64_t index = (first - a->begin) / INTFA_PACK_UNIT;
+      intfa_unpack_keys__portable(a->four_bits + index * intfa_four_bit_key_bytes(a->dimension), 0,
+                                  INTFA_PACK_UNIT, a->dimension, codes);
+      place_rows(codes, a->dimension, width, rows);
+    }
+    for (int32_t t = 0; a->int4 && !a->four_bits && t < count; t += INTFA_KEY_GROUP)
       for (int32_t c = 0; c < a->dimension; c++)
         regroup(rows + t * width + c, count - t < INTFA_KEY_GROUP ? count - t : INTFA_KEY_GROUP, width);
     int8_t *target = (int8_t *)a->target + first * width;
@@ -55,10 +68,16 @@ static void pack_keys(const intfa_pack *a) {
 
 static void pack_values(const intfa_pack *a) {
   const int32_t width = (int32_t)padded(a->dimension, 8);
-  int8_t rows[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION];
+  int8_t rows[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION], codes[INTFA_PACK_UNIT * INTFA_MAX_DIMENSION];
   for (int64_t first = a->begin; first < a->end; first += INTFA_PACK_UNIT) {
     const int32_t count = padded_rows(a, first, width, rows);
-    for (int32_t t = 0; a->int4 && t < count; t++)
+    if (a->four_bits) {
+      const int64_t index = (first - a->begin) / INTFA_PACK_UNIT;
+      intfa_unpack_values__portable(a->four_bits + index * intfa_four_bit_value_bytes(a->dimension), 0,
+                                    INTFA_PACK_UNIT, a->dimension, codes);
+      place_rows(codes, a->dimension, width, rows);
+    }
+    for (int32_t t = 0; a->int4 && !a->four_bits && t < count; t++)
       for (int32_t c = 0; c < a->dimension; c += INTFA_VALUE_GROUP)
         regroup(rows + t * width + c,
                 a->dimension - c < INTFA_VALUE_GROUP ? a->dimension - c : INTFA_VALUE_GROUP, 1);

@@ -15,6 +15,7 @@
 #include "arm_targets.h"
 #include "kernels.h"
 #include "portable.h"
+#include "rotary.h"
 
 enum { PANEL = 4, CHUNK = 16 };  // rows of a panel; channels that are rotated in registers
 
@@ -262,4 +263,5 @@ void intfa_finish__neon(const intfa_finish *a) {
   }
   intfa_finish_log_sum_exp(a);
 }
+void intfa_load_rotary__neon(const intfa_load_rotary *a) { load_rotary(a); }
 #endif

@@ -47,8 +47,19 @@ void intfa_scatter(const intfa_unit_part *a, const void *rows, void *unit) {
 void intfa_gather(const intfa_unit_part *a, const void *unit, void *rows) {
   const int32_t *places = a->places + (int64_t)a->token * a->dimension;
   const int32_t count = a->count * a->dimension;
-  for (int32_t i = 0; i < count; i++)
-    ((uint8_t *)rows)[i] = ((const uint8_t *)unit)[places[i]] ^ a->flip;
+  uint32_t *floats = rows;
+  switch (a->size) {
+    case 1:
+      for (int32_t i = 0; i < count; i++)
+        ((uint8_t *)rows)[i] = ((const uint8_t *)unit)[places[i]] ^ a->flip;
+      return;
+    case 2:
+      for (int32_t i = 0; i < count; i++)
+        floats[i] = (uint32_t)((const uint16_t *)unit)[places[i]] << 16;
+      return;
+    default:
+      for (int32_t i = 0; i < count; i++) floats[i] = ((const uint32_t *)unit)[places[i]];
+  }
 }
 
 void intfa_attend_exactly(const intfa_attend_exact *a) {

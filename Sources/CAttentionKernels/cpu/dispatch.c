@@ -11,6 +11,7 @@
 static const intfa_cpu_kernels portable = {
     .name = "portable",
     .survey = intfa_survey__portable,
+    .load_rotary = intfa_load_rotary__portable,
     .quantize = intfa_quantize__portable,
     .key_bytes = intfa_key_bytes__portable,
     .value_bytes = intfa_value_bytes__portable,
@@ -34,6 +35,7 @@ static const intfa_cpu_kernels portable = {
   {                                                                   \
       .name = "avx512vnni",                                           \
       .survey = intfa_survey__avx512vnni,                             \
+      .load_rotary = intfa_load_rotary__avx512vnni,                   \
       .quantize = intfa_quantize__avx512vnni,                         \
       .key_bytes = intfa_key_bytes__avx512vnni,                       \
       .value_bytes = intfa_value_bytes__avx512vnni,                   \
@@ -59,6 +61,7 @@ static const intfa_cpu_kernels avx512vnni_bf16 = AVX512VNNI_KERNELS(avx512bf16);
   {                                                        \
       .name = #set,                                        \
       .survey = intfa_survey__avx2,                        \
+      .load_rotary = intfa_load_rotary__avx2,              \
       .quantize = intfa_quantize__avx2,                    \
       .key_bytes = intfa_key_bytes__avx2,                  \
       .value_bytes = intfa_value_bytes__avx2,              \
@@ -96,6 +99,7 @@ static bool has_avx512vnni(void) {
   {                                                      \
       .name = #set,                                      \
       .survey = intfa_survey__neon,                      \
+      .load_rotary = intfa_load_rotary__neon,            \
       .quantize = intfa_quantize__neon,                  \
       .key_bytes = intfa_key_bytes__##set,               \
       .value_bytes = intfa_value_bytes__##set,           \

@@ -6,6 +6,7 @@
 
 void intfa_survey__avx512vnni(const intfa_survey *);
 void intfa_quantize__avx512vnni(const intfa_quantize *);
+void intfa_load_rotary__avx512vnni(const intfa_load_rotary *);
 void intfa_merge__avx512vnni(const intfa_merge *);
 void intfa_finish__avx512vnni(const intfa_finish *);
 int64_t intfa_running_key_bytes__avx512vnni(const intfa_running_formats *, int64_t, int32_t);
@@ -29,6 +30,7 @@ int64_t intfa_peak__avx512vnni(intfa_peak_kind, int64_t rounds);
 
 void intfa_survey__avx2(const intfa_survey *);
 void intfa_quantize__avx2(const intfa_quantize *);
+void intfa_load_rotary__avx2(const intfa_load_rotary *);
 void intfa_finish__avx2(const intfa_finish *);
 int64_t intfa_key_bytes__avx2(int64_t tokens, int32_t dimension, bool int4);
 int64_t intfa_value_bytes__avx2(int64_t tokens, int32_t dimension, bool int4);
@@ -50,6 +52,7 @@ int64_t intfa_peak__avxvnni(intfa_peak_kind, int64_t rounds);
 
 void intfa_survey__neon(const intfa_survey *);
 void intfa_quantize__neon(const intfa_quantize *);
+void intfa_load_rotary__neon(const intfa_load_rotary *);
 void intfa_finish__neon(const intfa_finish *);
 int64_t intfa_running_key_bytes__neon(const intfa_running_formats *, int64_t tokens, int32_t dimension);
 int64_t intfa_running_value_bytes__neon(const intfa_running_formats *, int64_t tokens, int32_t dimension);

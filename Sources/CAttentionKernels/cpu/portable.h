@@ -10,6 +10,7 @@
 
 void intfa_survey__portable(const intfa_survey *);
 void intfa_quantize__portable(const intfa_quantize *);
+void intfa_load_rotary__portable(const intfa_load_rotary *);
 void intfa_attend_tiles__portable(const intfa_attend_tiles *);
 int64_t intfa_running_key_bytes__portable(const intfa_running_formats *, int64_t, int32_t);
 int64_t intfa_running_value_bytes__portable(const intfa_running_formats *, int64_t, int32_t);
@@ -32,6 +33,15 @@ void intfa_unpack_keys__portable(const uint8_t *packed, int64_t begin, int64_t e
                                  int32_t dimension, int8_t *codes);
 void intfa_unpack_values__portable(const uint8_t *packed, int64_t begin, int64_t end,
                                    int32_t dimension, int8_t *codes);
+
+// One unit of four_bits taken apart: what `pack` of other sets lays out in its own way. Codes 0...15 are
+// [token][stride], steps and offsets of keys [2 groups][dimension], of values [token][groups].
+void intfa_four_bit_key_parts(const uint8_t *unit, int32_t dimension, int32_t stride, uint8_t *codes,
+                              uint8_t *steps, int8_t *offsets);
+void intfa_four_bit_value_parts(const uint8_t *unit, int32_t dimension, int32_t stride, uint8_t *codes,
+                                uint8_t *steps, int8_t *offsets);
+int64_t intfa_four_bit_key_bytes(int32_t dimension);    // of a unit
+int64_t intfa_four_bit_value_bytes(int32_t dimension);
 
 // Progressive four bits: a code stands for clamp(four bits * step + low, +-127).
 typedef struct {

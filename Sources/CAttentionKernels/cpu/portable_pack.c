@@ -107,6 +107,12 @@ int64_t intfa_value_bytes__portable(int64_t tokens, int32_t dimension, bool int4
 
 void intfa_pack_keys__portable(const intfa_pack *a) {
   uint8_t *target = a->target;
+  if (a->four_bits) {
+    const int64_t begin = intfa_key_bytes__portable(a->begin, a->dimension, true);
+    memcpy(target + begin, a->four_bits,
+           (size_t)(intfa_key_bytes__portable(a->end, a->dimension, true) - begin));
+    return;
+  }
   if (!a->int4) {
     memcpy(target + a->begin * a->dimension, a->codes, (size_t)((a->end - a->begin) * a->dimension));
     return;
@@ -123,6 +129,11 @@ void intfa_pack_keys__portable(const intfa_pack *a) {
 void intfa_pack_values__portable(const intfa_pack *a) {
   uint8_t *target = a->target;
   int64_t count = a->end - a->begin;
+  if (a->four_bits) {
+    memcpy(target + a->begin * token_bytes(a->dimension), a->four_bits,
+           (size_t)(count * token_bytes(a->dimension)));
+    return;
+  }
   if (!a->int4) {
     memcpy(target + a->begin * a->dimension, a->codes, (size_t)(count * a->dimension));
     return;

@@ -4,6 +4,7 @@
 // one after the other inside blocks of INTFA_SUM_BLOCK; inner products use sixteen partial sums; the
 // transform goes through strides 1, 2, 4, ... No fused multiply-add anywhere.
 #include "portable.h"
+#include "rotary.h"
 
 enum { LANES = 16 };
 
@@ -103,3 +104,5 @@ void intfa_quantize__portable(const intfa_quantize *a) {
     }
   }
 }
+
+void intfa_load_rotary__portable(const intfa_load_rotary *a) { load_rotary(a); }

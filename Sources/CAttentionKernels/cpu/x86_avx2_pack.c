@@ -30,6 +30,10 @@ typedef struct {
 // Returns how many of them exist.
 static int32_t load_unit(const intfa_pack *a, int64_t first, token_unit *u) {
   const int32_t d = a->dimension;
+  if (a->four_bits) {
+    memset(u->codes, 0, sizeof u->codes);
+    return INTFA_PACK_UNIT;
+  }
   const int32_t count =
       a->end - first < INTFA_PACK_UNIT ? (int32_t)(a->end - first) : INTFA_PACK_UNIT;
   memset(u->codes, 0, sizeof u->codes);
@@ -74,6 +78,21 @@ static void regroup_keys(token_unit *u, int32_t count, int32_t d, int32_t stride
   }
 }
 
+// The same of what is in four bits already.
+static void take_keys(token_unit *u, const uint8_t *unit, int32_t d, int32_t stride, uint8_t *steps) {
+  uint8_t given_steps[2 * INTFA_MAX_DIMENSION];
+  int8_t offsets[2 * INTFA_MAX_DIMENSION];
+  intfa_four_bit_key_parts(unit, d, INTFA_MAX_DIMENSION, (uint8_t *)u->codes, given_steps, offsets);
+  for (int32_t group = 0; group < 2; group++, steps += 2 * stride) {
+    memset(steps, 0, (size_t)stride);
+    memset(steps + stride, 128, (size_t)stride);
+    for (int32_t c = 0; c < d; c++) {
+      steps[c] = given_steps[group * d + c];
+      steps[stride + c] = (uint8_t)(offsets[group * d + c] + 128);
+    }
+  }
+}
+
 // Bytes `apart` from each other into halves of one, as far as `count` bytes reach.
 static void pair_nibbles(const uint8_t *from, int32_t apart, int32_t count, uint8_t *target) {
   for (int32_t i = 0; i < count; i++) target[i] = (uint8_t)(from[i] | from[i + apart] << 4);
@@ -97,7 +116,11 @@ void intfa_pack_keys__avx2(const intfa_pack *a) {
       continue;
     }
     uint8_t *target = (uint8_t *)a->target + first / INTFA_PACK_UNIT * int4_key_bytes(stride);
-    regroup_keys(&u, count, d, stride, target + half);
+    if (a->four_bits)
+      take_keys(&u, a->four_bits + (first - a->begin) / INTFA_PACK_UNIT * intfa_four_bit_key_bytes(d), d,
+                stride, target + half);
+    else
+      regroup_keys(&u, count, d, stride, target + half);
     pack_key_unit(&u, d, 0, u.nibbles);
     pair_nibbles(u.nibbles, half, half, target);
   }
@@ -142,6 +165,22 @@ INLINE void regroup_values(const int32_t order[4], token_unit *u, int32_t count,
   }
 }
 
+// The same of what is in four bits already.
+INLINE void take_values(const int32_t order[4], token_unit *u, const uint8_t *unit, int32_t d,
+                        int32_t width, uint8_t *steps) {
+  enum { GROUPS = INTFA_MAX_DIMENSION / INTFA_VALUE_GROUP };
+  uint8_t given_steps[INTFA_PACK_UNIT * GROUPS];
+  int8_t offsets[INTFA_PACK_UNIT * GROUPS];
+  intfa_four_bit_value_parts(unit, d, INTFA_MAX_DIMENSION, (uint8_t *)u->codes, given_steps, offsets);
+  const int32_t groups = width / KEYS;
+  for (int32_t group = 0; group < groups; group++, steps += 2 * INTFA_PACK_UNIT)
+    for (int32_t place = 0; place < INTFA_PACK_UNIT; place++) {
+      const int32_t at = (place / 4 * 4 + order[place % 4]) * groups + group;
+      steps[place] = given_steps[at];
+      steps[INTFA_PACK_UNIT + place] = (uint8_t)(offsets[at] + 128);
+    }
+}
+
 INLINE void pack_values(const int32_t order[4], const intfa_pack *a) {
   const int32_t d = a->dimension, width = (int32_t)padded(d, KEYS);
   const int32_t column = KEYS * INTFA_PACK_UNIT;
@@ -153,7 +192,12 @@ INLINE void pack_values(const int32_t order[4], const intfa_pack *a) {
       continue;
     }
     uint8_t *target = (uint8_t *)a->target + first / INTFA_PACK_UNIT * int4_value_bytes(width);
-    regroup_values(order, &u, count, d, width, target + INTFA_PACK_UNIT / 2 * width);
+    uint8_t *steps = target + INTFA_PACK_UNIT / 2 * width;
+    if (a->four_bits)
+      take_values(order, &u, a->four_bits + (first - a->begin) / INTFA_PACK_UNIT * intfa_four_bit_value_bytes(d),
+                  d, width, steps);
+    else
+      regroup_values(order, &u, count, d, width, steps);
     pack_value_unit(order, &u, width, u.nibbles);
     for (int32_t c = 0; c < width / KEYS; c++)
       pair_nibbles(u.nibbles + c * column, column / 2, column / 2, target + c * column / 2);

@@ -9,6 +9,7 @@
 
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #include "x86_avx2_float.h"
+#include "rotary.h"
 
 enum { MAX_CHUNKS = INTFA_MAX_DIMENSION / LANES };
 
@@ -208,5 +209,6 @@ void intfa_finish__avx2(const intfa_finish *a) {
   FOR_CHUNKS(a->value_dimension, normalize(CHUNKS, a));
   intfa_finish_log_sum_exp(a);
 }
+void intfa_load_rotary__avx2(const intfa_load_rotary *a) { load_rotary(a); }
 #pragma clang attribute pop
 #endif

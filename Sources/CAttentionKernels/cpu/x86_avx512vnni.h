@@ -30,9 +30,11 @@ INLINE __m512i dword_order(void) {
 enum { FEW_ROWS = 16 };
 void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a);
 
-// INT8 codes of 64 tokens as they would be packed, from four bits.
-void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes);
-void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int8_t *codes);
+// INT8 codes of 64 tokens as they would be packed, from four bits; fetches as many bytes from `ahead`.
+void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes,
+                                       const char *ahead);
+void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int8_t *codes,
+                                         const char *ahead);
 
 #pragma GCC visibility pop
 

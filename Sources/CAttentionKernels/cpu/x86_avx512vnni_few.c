@@ -2,7 +2,8 @@
 //
 // One to sixteen rows, four at a time against the same tile. There is little to overlap, so the steps
 // of x86_avx512vnni.c simply follow each other, and every loaded line asks for the line that stands
-// at its place in the next tile. The results are those of the other loop, bit for bit.
+// at its place in the next tile. Four bits are decoded in registers, right before they are multiplied.
+// The results are those of the other loop, bit for bit.
 //
 // Per tile of 128 keys, D = 64 and one row: 256 loads, 256 fetches, 256 vpdpbusd, about 250 other
 // instructions; 16 KiB. Registers: 16 sums or fewer (two sets where the chains of one would wait for
@@ -10,19 +11,33 @@
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
+#include "x86_avx512vnni_int4.h"
 #include "x86_avx512vnni_tiles.h"
 
 enum { SETS = 2 };  // of sums, where one row has too few of them to keep the multipliers busy
 
-INLINE __m512i broadcast_four(const void *four_bytes) {
-  int32_t four;
-  memcpy(&four, four_bytes, sizeof four);
-  return _mm512_set1_epi32(four);
+// Rows that decode four bits as they multiply: up to eight, who do it once for each four; more would
+// do it too often, and have codes in scratch memory.
+static bool decodes(const intfa_attend_tiles *a) { return a->rows <= 2 * ROWS; }
+
+// Codes of 64 keys and four channels from `step` on, and what stands at their place in `ahead`.
+INLINE void load_keys(const bool int4, const uint8_t *unit, int32_t stride, int32_t step,
+                      const char *ahead, __m512i *k) {
+  if (int4) {
+    decode_keys(unit + 128 * step, unit + KEYS / 2 * stride + 4 * step, stride, k);
+    UNROLL for (int j = 0; j < 2; j++) _mm_prefetch(ahead + 128 * step + 64 * j, _MM_HINT_NTA);
+    if (step % 4 == 0) _mm_prefetch(ahead + KEYS / 2 * stride + 16 * step, _MM_HINT_NTA);
+    return;
+  }
+  UNROLL for (int j = 0; j < 4; j++) {
+    k[j] = _mm512_loadu_si512(unit + 4 * KEYS * step + 64 * j);
+    _mm_prefetch(ahead + 4 * KEYS * step + 64 * j, _MM_HINT_NTA);
+  }
 }
 
 // Products of `rows` rows from `row` with sub-tile `sub`.
-INLINE void score_few(const int rows, const state *s, const tile_operands *t, int32_t row, int32_t sub,
-                      const char *ahead, group *g) {
+INLINE void score_few(const int rows, const bool int4, const state *s, const tile_operands *t, int32_t row,
+                      int32_t sub, const char *ahead, group *g) {
   const int sets = rows == 1 ? SETS : 1;
   const int32_t stride = t->stride;
   const int8_t *q = s->query + (int64_t)row * stride;
@@ -36,18 +51,20 @@ INLINE void score_few(const int rows, const state *s, const tile_operands *t, in
   const int32_t steps = stride / 4;
   int32_t step = 0;
   KEEP_LOOP for (; step + sets <= steps; step += sets)
-    UNROLL for (int set = 0; set < sets; set++, q += 4, key += 4 * KEYS, ahead += 4 * KEYS)
-      UNROLL for (int j = 0; j < 4; j++) {
-        const __m512i k = _mm512_loadu_si512(key + 64 * j);
-        _mm_prefetch(ahead + 64 * j, _MM_HINT_NTA);
+    UNROLL for (int set = 0; set < sets; set++, q += 4) {
+      __m512i k[4];
+      load_keys(int4, key, stride, step + set, ahead, k);
+      UNROLL for (int j = 0; j < 4; j++)
         UNROLL for (int i = 0; i < rows; i++)
-          acc[set][i][j] = _mm512_dpbusd_epi32(acc[set][i][j], k, broadcast_four(q + i * stride));
-      }
-  for (; step < steps; step++, q += 4, key += 4 * KEYS)
+          acc[set][i][j] = _mm512_dpbusd_epi32(acc[set][i][j], k[j], four_bytes(q + i * stride));
+    }
+  for (; step < steps; step++, q += 4) {
+    __m512i k[4];
+    load_keys(int4, key, stride, step, ahead, k);
     UNROLL for (int j = 0; j < 4; j++)
       UNROLL for (int i = 0; i < rows; i++)
-        acc[0][i][j] = _mm512_dpbusd_epi32(acc[0][i][j], _mm512_loadu_si512(key + 64 * j),
-                                           broadcast_four(q + i * stride));
+        acc[0][i][j] = _mm512_dpbusd_epi32(acc[0][i][j], k[j], four_bytes(q + i * stride));
+  }
   UNROLL for (int i = 0; i < rows; i++)
     UNROLL for (int j = 0; j < 4; j++) {
       const __m512i sum = sets == SETS ? _mm512_add_epi32(acc[0][i][j], acc[1][i][j]) : acc[0][i][j];
@@ -55,8 +72,26 @@ INLINE void score_few(const int rows, const state *s, const tile_operands *t, in
     }
 }
 
+// Codes of four tokens and 64 channels from `c`, and what stands at their place in `ahead`.
+INLINE void load_values(const bool int4, const int8_t *unit, int32_t width, int32_t c, int32_t four,
+                        const char *ahead, __m512i *v) {
+  if (int4) {
+    const int32_t at = c / 64 * UNITS + four;
+    const uint8_t *steps = (const uint8_t *)unit + KEYS / 2 * width + 16 * at;
+    decode_values((const uint8_t *)unit + 128 * at, steps, steps + KEYS / 16 * width, v);
+    UNROLL for (int j = 0; j < 2; j++) _mm_prefetch(ahead + 128 * at + 64 * j, _MM_HINT_NTA);
+    if (four % 2 == 0) _mm_prefetch(ahead + KEYS / 2 * width + 32 * at, _MM_HINT_NTA);
+    return;
+  }
+  UNROLL for (int j = 0; j < 4; j++) {
+    const int32_t at = c * KEYS + 4 * KEYS * four + 64 * j;
+    v[j] = _mm512_loadu_si512(unit + at);
+    _mm_prefetch(ahead + at, _MM_HINT_NTA);
+  }
+}
+
 // out += gain * (p x values) for `rows` rows and 64 channels from `c`.
-INLINE void values_few(const int rows, const intfa_attend_tiles *a, const tile_operands *t,
+INLINE void values_few(const int rows, const bool int4, const intfa_attend_tiles *a, const tile_operands *t,
                        const group *g, int32_t row, int32_t fours, int32_t c, const char *const *ahead) {
   const int sets = rows == 1 ? SETS : 1;
   __m512i acc[SETS][ROWS][4];
@@ -67,17 +102,16 @@ INLINE void values_few(const int rows, const intfa_attend_tiles *a, const tile_o
     const int32_t sub = first / UNITS;
     // Weights of keys that nobody sees are zero, so an odd number of fours does not matter.
     const int32_t count = fours - first < UNITS ? (fours - first + 1) / 2 * 2 : UNITS;
-    const int8_t *v = t->value[sub] + c * KEYS;
-    const char *next = ahead[sub] + c * KEYS;
     KEEP_LOOP for (int32_t four = 0; four < count; four += 2)
-      UNROLL for (int k = 0; k < 2; k++, v += 4 * KEYS, next += 4 * KEYS)
-        UNROLL for (int j = 0; j < 4; j++) {
-          const __m512i x = _mm512_loadu_si512(v + 64 * j);
-          const uint8_t *p = g->p[sub][0] + p_offset(four + k);
-          _mm_prefetch(next + 64 * j, _MM_HINT_NTA);
+      UNROLL for (int k = 0; k < 2; k++) {
+        __m512i v[4];
+        load_values(int4, t->value[sub], t->width, c, four + k, ahead[sub], v);
+        const uint8_t *p = g->p[sub][0] + p_offset(four + k);
+        UNROLL for (int j = 0; j < 4; j++)
           UNROLL for (int i = 0; i < rows; i++)
-            acc[k % sets][i][j] = _mm512_dpbusd_epi32(acc[k % sets][i][j], broadcast_four(p + i * KEYS), x);
-        }
+            acc[k % sets][i][j] =
+                _mm512_dpbusd_epi32(acc[k % sets][i][j], four_bytes(p + i * KEYS), v[j]);
+      }
   }
   UNROLL for (int i = 0; i < rows; i++) {
     const __m512 gain = _mm512_set1_ps(g->gain[i]);
@@ -89,12 +123,12 @@ INLINE void values_few(const int rows, const intfa_attend_tiles *a, const tile_o
   }
 }
 
-// What is fetched beside each stored sub-tile, 16 KiB ahead so that the first-level cache holds it:
+// What is fetched beside each stored sub-tile, about 16 KiB ahead so that the first-level cache holds it:
 // its place in the next tile, or where tiles are that large already, the sub-tile after it.
 static void find_ahead(const tile_operands *t, const char *const *here, const char *const *next,
                        const char **ahead) {
   const int32_t subs = t->end - t->begin > KEYS ? 2 : 1;
-  const bool is_large = t->stride + t->width > 128;
+  const bool is_large = t->key_unit + t->value_unit > 208 * KEYS;
   for (int32_t sub = 0; sub < subs; sub++) {
     const int32_t after = is_large ? sub + 1 - subs : sub;
     ahead[sub] = after < 0 ? here[sub + 1] : after < t->next_subs ? next[after] : here[0];
@@ -108,14 +142,20 @@ INLINE void attend_few(const int rows, const intfa_attend_tiles *a, state *s, co
   group *g = &s->groups[0];
   if (!seen.subs) return;
   for (int32_t sub = 0; sub < seen.subs; sub++) {
-    score_few(rows, s, t, row, sub, next_key[sub], g);
+    if (a->int4_key && decodes(a))
+      score_few(rows, true, s, t, row, sub, next_key[sub], g);
+    else
+      score_few(rows, false, s, t, row, sub, next_key[sub], g);
     logits(s, g, sub, rows, s->scale + row);
   }
   settle_logits(a, s, g, row, t, seen);
   for (int32_t sub = 0; sub < seen.subs; sub++) exponentials(g, sub, rows, s);
   add_totals(a, g, row, t, seen.subs);
   for (int32_t c = 0; c < t->width; c += 64)
-    values_few(rows, a, t, g, row, seen.fours, c, next_value);
+    if (a->int4_value && decodes(a))
+      values_few(rows, true, a, t, g, row, seen.fours, c, next_value);
+    else
+      values_few(rows, false, a, t, g, row, seen.fours, c, next_value);
 }
 
 void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a) {
@@ -129,8 +169,15 @@ void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a) {
     find_tile(a, &t);
     find_ahead(&t, (const char *const *)t.key, t.next_key, next_key);
     find_ahead(&t, (const char *const *)t.value, t.next_value, next_value);
-    unpack_keys(a, s, &t);
-    unpack_values(a, s, &t);
+    if (!decodes(a)) {
+      unpack_keys(a, s, &t);
+      unpack_values(a, s, &t);
+      // What was unpacked has been fetched ahead on the way.
+      for (int32_t sub = 0; sub < SUBS; sub++) {
+        if (a->int4_key) next_key[sub] = (const char *)s->key[sub];
+        if (a->int4_value) next_value[sub] = (const char *)s->value[sub];
+      }
+    }
     copy_arrays(a, s, &t);
     for (int32_t row = 0; row < a->rows; row += ROWS)
       switch (a->rows - row) {

@@ -3,19 +3,19 @@
 // INT8 keys: [D / 4][64 tokens][4 channels], code + 128. INT8 values: [Dv / 64][16 fours][64][4 tokens].
 // D is padded to 4 channels, Dv to 64, tokens to 64, all with zeros.
 //
-// Four-bit keys: [D / 4][2][64]: byte b of half h has channel b % 4 of token 16 h + b / 4 in its low
-// half and of the token 32 later in its high half; then steps [2][D] of the two groups of 32 tokens,
-// then offsets + 128 likewise. Four-bit values: [Dv / 64][16][2][64]: byte b of half h has channel
-// 32 h + b / 4 of token b % 4 of the four, and in its high half the channel 16 later; then steps
-// [Dv / 64][16][4 groups][4 tokens], then offsets + 128 likewise. A code stands for min(code * step + offset, 127), in bytes exactly:
-// code * step <= 15 * 17 = 255, and a saturating addition to offset + 128 stops at 127 + 128.
+// Four-bit keys: [D / 4][2][64]: sixteen bytes q of half h are [4 channels][4 tokens from 16 h + 4 q],
+// in their low halves, and the tokens 32 later in their high halves; then steps [2][D] of the two groups
+// of 32 tokens, then offsets + 128 likewise. Four-bit values: [Dv / 64][16 fours][2][64]: sixteen bytes q
+// of half h are [4 tokens][4 channels from 32 h + 4 q], and in their high halves the channels 16 later;
+// then steps [Dv / 64][16][4 groups][4 tokens], then offsets + 128 likewise. A code stands for
+// min(code * step + offset, 127); see x86_avx512vnni_int4.h.
 //
 // Rows that do not exist are read from the first row's place with an empty mask: an empty mask on a
 // page that was never touched would take a microcode assist, hundreds of cycles a load.
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
-#include "x86_avx512vnni.h"
+#include "x86_avx512vnni_int4.h"
 
 int64_t intfa_key_bytes__avx512vnni(int64_t tokens, int32_t dimension, bool int4) {
   const int32_t stride = (int32_t)padded(dimension, 4);
@@ -119,6 +119,22 @@ static void regroup_keys(const int8_t *codes, int32_t tokens, int32_t d, int32_t
   }
 }
 
+// Four bits of 64 tokens in the order of dpbusd.
+static void pair_keys(uint8_t (*four)[INTFA_MAX_DIMENSION], int32_t d, uint8_t *target) {
+  for (int32_t half = 0; half < 2; half++)
+    for (int32_t c = 0; c < d; c += 64) {
+      __m512i rows[16];
+      for (int32_t i = 0; i < 16; i++) {
+        const __m512i low = _mm512_load_si512(four[16 * half + i] + c);
+        const __m512i high = _mm512_load_si512(four[16 * half + i + 32] + c);
+        rows[i] = _mm512_or_si512(low, _mm512_slli_epi16(high, 4));
+      }
+      transpose16(rows);
+      for (int32_t i = 0; i < 16 && c + 4 * i < d; i++)
+        _mm512_storeu_si512(target + (c / 4 + i) * 128 + 64 * half, transpose_bytes(rows[i]));
+    }
+}
+
 static void pack_int4_key_unit(const int8_t *codes, int32_t count, int32_t d, uint8_t *target) {
   const int32_t stride = (int32_t)padded(d, 4);
   uint8_t *steps = target + stride * KEYS / 2, *offsets = steps + 2 * stride;
@@ -132,18 +148,25 @@ static void pack_int4_key_unit(const int8_t *codes, int32_t count, int32_t d, ui
       regroup_keys(codes + first * d, tokens, d, c, steps + group * stride, offsets + group * stride,
                    four + first);
   }
-  for (int32_t half = 0; half < 2; half++)
-    for (int32_t c = 0; c < d; c += 64) {
-      __m512i rows[16];
-      for (int32_t i = 0; i < 16; i++) {
-        const __m512i low = _mm512_load_si512(four[16 * half + i] + c);
-        const __m512i high = _mm512_load_si512(four[16 * half + i + 32] + c);
-        rows[i] = _mm512_or_si512(low, _mm512_slli_epi16(high, 4));
-      }
-      transpose16(rows);
-      for (int32_t i = 0; i < 16 && c + 4 * i < d; i++)
-        _mm512_storeu_si512(target + (c / 4 + i) * 128 + 64 * half, rows[i]);
-    }
+  pair_keys(four, d, target);
+}
+
+// What is in four bits already. Channels that do not exist have step 1 and code 0.
+static void take_key_unit(const uint8_t *unit, int32_t d, uint8_t *target) {
+  const int32_t stride = (int32_t)padded(d, 4);
+  uint8_t *steps = target + stride * KEYS / 2, *offsets = steps + 2 * stride;
+  uint8_t given_steps[2 * INTFA_MAX_DIMENSION];
+  int8_t given_offsets[2 * INTFA_MAX_DIMENSION];
+  _Alignas(64) uint8_t four[KEYS][INTFA_MAX_DIMENSION];
+  memset(four, 0, sizeof four);
+  intfa_four_bit_key_parts(unit, d, INTFA_MAX_DIMENSION, four[0], given_steps, given_offsets);
+  memset(steps, 1, (size_t)(2 * stride));
+  memset(offsets, 128, (size_t)(2 * stride));
+  for (int32_t i = 0; i < 2 * d; i++) {
+    steps[i / d * stride + i % d] = given_steps[i];
+    offsets[i / d * stride + i % d] = (uint8_t)(given_offsets[i] + 128);
+  }
+  pair_keys(four, d, target);
 }
 
 // The smallest or largest, byte by byte, of sixteen dwords, in all of them.
@@ -189,53 +212,64 @@ static void pack_int4_value_unit(const int8_t *codes, int32_t count, int32_t d, 
     const __m512i low = regroup_values(_mm512_load_si512(from), left > 0 ? left : 1, steps, offsets);
     const __m512i high = regroup_values(_mm512_load_si512(from + 64), left > 16 ? left - 16 : 1,
                                         steps + 4, offsets + 4);
-    _mm512_storeu_si512(target, _mm512_or_si512(low, _mm512_slli_epi16(high, 4)));
+    _mm512_storeu_si512(target, transpose_bytes(_mm512_or_si512(low, _mm512_slli_epi16(high, 4))));
   }
 }
 
-// 64 codes times their steps plus offset + 128; both repeat every four bytes.
-INLINE __m512i decode(__m512i codes, const uint8_t *steps, const uint8_t *offsets) {
-  int32_t four_steps, four_offsets;
-  memcpy(&four_steps, steps, sizeof four_steps);
-  memcpy(&four_offsets, offsets, sizeof four_offsets);
-  const __m512i step = _mm512_set1_epi32(four_steps);
-  const __m512i even = _mm512_maddubs_epi16(codes, _mm512_and_si512(step, _mm512_set1_epi16(0x00FF)));
-  const __m512i odd = _mm512_maddubs_epi16(codes, _mm512_andnot_si512(_mm512_set1_epi16(0x00FF), step));
-  const __m512i product = _mm512_or_si512(even, _mm512_slli_epi16(odd, 8));
-  return _mm512_adds_epu8(product, _mm512_set1_epi32(four_offsets));
+// What is in four bits already. A group's missing channels repeat its first one; missing groups have step
+// 1 and code 0.
+static void take_value_unit(const uint8_t *given, int32_t d, int32_t width, uint8_t *target) {
+  enum { GROUPS = INTFA_MAX_DIMENSION / INTFA_VALUE_GROUP };
+  uint8_t *steps = target + width * KEYS / 2, *offsets = steps + width / 16 * KEYS;
+  uint8_t given_steps[KEYS * GROUPS], four[KEYS * INTFA_MAX_DIMENSION];
+  int8_t given_offsets[KEYS * GROUPS];
+  _Alignas(64) int8_t unit[KEYS * INTFA_MAX_DIMENSION];
+  const int32_t stride = (int32_t)padded(d, INTFA_VALUE_GROUP), groups = stride / INTFA_VALUE_GROUP;
+  intfa_four_bit_value_parts(given, d, stride, four, given_steps, given_offsets);
+  for (int32_t t = 0; t < KEYS; t++)
+    for (int32_t c = d; c < stride; c++) four[t * stride + c] = four[t * stride + stride - INTFA_VALUE_GROUP];
+  pack_value_unit((const int8_t *)four, KEYS, stride, width, unit);
+  for (int32_t i = 0; i < width / 16 * KEYS; i++) {
+    const int32_t group = i / (16 * UNITS) * 4 + i / 4 % 4, token = i / 16 % UNITS * 4 + i % 4;
+    steps[i] = group < groups ? given_steps[token * groups + group] : 1;
+    offsets[i] = group < groups ? (uint8_t)(given_offsets[token * groups + group] + 128) : 128;
+  }
+  for (int32_t i = 0; i < width * KEYS / 128; i++) {
+    const __m512i low = _mm512_load_si512(unit + 128 * i), high = _mm512_load_si512(unit + 128 * i + 64);
+    _mm512_storeu_si512(target + 64 * i, transpose_bytes(_mm512_or_si512(low, _mm512_slli_epi16(high, 4))));
+  }
 }
-INLINE __m512i low_halves(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-INLINE __m512i high_halves(__m512i x) { return low_halves(_mm512_srli_epi16(x, 4)); }
 
-void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes) {
-  const uint8_t *steps = unit + stride * KEYS / 2, *offsets = steps + 2 * stride;
-  for (int32_t c = 0; c < stride; c += 4, unit += 128, codes += 4 * KEYS)
-    UNROLL for (int32_t half = 0; half < 2; half++) {
-      const __m512i both = _mm512_loadu_si512(unit + 64 * half);
-      _mm512_store_si512(codes + 64 * half, decode(low_halves(both), steps + c, offsets + c));
-      _mm512_store_si512(codes + 64 * half + 128,
-                         decode(high_halves(both), steps + stride + c, offsets + stride + c));
-    }
+void intfa_unpack_key_unit__avx512vnni(const uint8_t *unit, int32_t stride, uint8_t *codes,
+                                       const char *ahead) {
+  const uint8_t *steps = unit + stride * KEYS / 2;
+  for (int32_t c = 0; c < stride; c += 4, unit += 128, codes += 4 * KEYS, ahead += 128) {
+    __m512i k[4];
+    decode_keys(unit, steps + c, stride, k);
+    UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(codes + 64 * j, k[j]);
+    UNROLL for (int j = 0; j < 2; j++) _mm_prefetch(ahead + 64 * j, _MM_HINT_T0);
+  }
 }
 
-void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int8_t *codes) {
+void intfa_unpack_value_unit__avx512vnni(const uint8_t *unit, int32_t width, int8_t *codes,
+                                         const char *ahead) {
   const uint8_t *steps = unit + width * KEYS / 2, *offsets = steps + width / 16 * KEYS;
-  const __m512i sign = _mm512_set1_epi8(-128);
-  for (int32_t i = 0; i < width * KEYS / 128; i++, unit += 64, codes += 128, steps += 8, offsets += 8) {
-    const __m512i both = _mm512_loadu_si512(unit);
-    _mm512_store_si512(codes, _mm512_xor_si512(decode(low_halves(both), steps, offsets), sign));
-    _mm512_store_si512(codes + 64,
-                       _mm512_xor_si512(decode(high_halves(both), steps + 4, offsets + 4), sign));
+  for (int32_t i = 0; i < width * KEYS / 256; i++, unit += 128, codes += 256, ahead += 128) {
+    __m512i v[4];
+    decode_values(unit, steps + 16 * i, offsets + 16 * i, v);
+    UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(codes + 64 * j, v[j]);
+    UNROLL for (int j = 0; j < 2; j++) _mm_prefetch(ahead + 64 * j, _MM_HINT_T0);
   }
 }
 
 // ---------------------------------------------------------------------------------- entries
 
 void intfa_open_key_unit__avx512vnni(const void *int4_unit, int32_t dimension, void *unit) {
-  intfa_unpack_key_unit__avx512vnni(int4_unit, (int32_t)padded(dimension, 4), unit);
+  intfa_unpack_key_unit__avx512vnni(int4_unit, (int32_t)padded(dimension, 4), unit, int4_unit);
 }
 void intfa_open_value_unit__avx512vnni(const void *int4_unit, int32_t dimension, void *unit) {
-  intfa_unpack_value_unit__avx512vnni(int4_unit, (int32_t)padded(dimension, 64), unit);
+  intfa_unpack_value_unit__avx512vnni(int4_unit, (int32_t)padded(dimension, 64), unit,
+                                      int4_unit);
 }
 
 void intfa_pack_keys__avx512vnni(const intfa_pack *a) {
@@ -243,8 +277,11 @@ void intfa_pack_keys__avx512vnni(const intfa_pack *a) {
   for (int64_t first = a->begin; first < a->end; first += KEYS) {
     const int32_t count = a->end - first < KEYS ? (int32_t)(a->end - first) : KEYS;
     const int8_t *codes = a->codes + (first - a->begin) * d;
-    if (a->int4)
-      pack_int4_key_unit(codes, count, d, (uint8_t *)a->target + first / KEYS * int4_key_unit_bytes(stride));
+    uint8_t *target = (uint8_t *)a->target + first / KEYS * int4_key_unit_bytes(stride);
+    if (a->four_bits)
+      take_key_unit(a->four_bits + (first - a->begin) / KEYS * intfa_four_bit_key_bytes(d), d, target);
+    else if (a->int4)
+      pack_int4_key_unit(codes, count, d, target);
     else
       pack_key_unit(codes, count, d, (uint8_t *)a->target + first * stride);
   }
@@ -255,9 +292,12 @@ void intfa_pack_values__avx512vnni(const intfa_pack *a) {
   for (int64_t first = a->begin; first < a->end; first += KEYS) {
     const int32_t count = a->end - first < KEYS ? (int32_t)(a->end - first) : KEYS;
     const int8_t *codes = a->codes + (first - a->begin) * d;
-    if (a->int4)
-      pack_int4_value_unit(codes, count, d, width,
-                           (uint8_t *)a->target + first / KEYS * int4_value_unit_bytes(width));
+    uint8_t *target = (uint8_t *)a->target + first / KEYS * int4_value_unit_bytes(width);
+    if (a->four_bits)
+      take_value_unit(a->four_bits + (first - a->begin) / KEYS * intfa_four_bit_value_bytes(d), d, width,
+                      target);
+    else if (a->int4)
+      pack_int4_value_unit(codes, count, d, width, target);
     else
       pack_value_unit(codes, count, d, width, (int8_t *)a->target + first * width);
   }

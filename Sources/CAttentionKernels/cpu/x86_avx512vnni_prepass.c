@@ -10,6 +10,7 @@
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c"))), \
                              apply_to = function)
 #include "x86_avx512vnni.h"
+#include "rotary.h"
 
 enum { PANEL = 16 };  // rows of a panel, and channels of a chunk of it
 
@@ -397,5 +398,6 @@ void intfa_finish__avx512vnni(const intfa_finish *a) {
   }
   intfa_finish_log_sum_exp(a);
 }
+void intfa_load_rotary__avx512vnni(const intfa_load_rotary *a) { load_rotary(a); }
 #pragma clang attribute pop
 #endif

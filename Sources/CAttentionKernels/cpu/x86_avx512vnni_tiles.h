@@ -304,7 +304,8 @@ static void find_tile(const intfa_attend_tiles *a, tile_operands *t) {
     t->value[sub] = (const int8_t *)a->value + t->place[sub] / KEYS * t->value_unit;
   }
   t->next_subs = 0;
-  for (int64_t key = t->end; key < t->end + SUBS * KEYS && key < a->key_end; key += KEYS) {
+  const int64_t last = a->fetch_end > a->key_end ? a->fetch_end : a->key_end;
+  for (int64_t key = t->end; key < t->end + SUBS * KEYS && key < last; key += KEYS) {
     const int64_t unit = unit_place(a->units, key) / KEYS;
     t->next_key[t->next_subs] = (const char *)a->key + unit * t->key_unit;
     t->next_value[t->next_subs++] = (const char *)a->value + unit * t->value_unit;
@@ -314,13 +315,15 @@ static void find_tile(const intfa_attend_tiles *a, tile_operands *t) {
 // Four bits become INT8 codes in scratch memory.
 static void unpack_keys(const intfa_attend_tiles *a, state *s, tile_operands *t) {
   for (int32_t sub = 0; a->int4_key && t->begin + sub * KEYS < t->end; sub++) {
-    intfa_unpack_key_unit__avx512vnni(t->key[sub], t->stride, s->key[sub]);
+    const char *ahead = sub < t->next_subs ? t->next_key[sub] : (const char *)t->key[sub];
+    intfa_unpack_key_unit__avx512vnni(t->key[sub], t->stride, s->key[sub], ahead);
     t->key[sub] = s->key[sub];
   }
 }
 static void unpack_values(const intfa_attend_tiles *a, state *s, tile_operands *t) {
   for (int32_t sub = 0; a->int4_value && t->begin + sub * KEYS < t->end; sub++) {
-    intfa_unpack_value_unit__avx512vnni((const uint8_t *)t->value[sub], t->width, s->value[sub]);
+    const char *ahead = sub < t->next_subs ? t->next_value[sub] : (const char *)t->value[sub];
+    intfa_unpack_value_unit__avx512vnni((const uint8_t *)t->value[sub], t->width, s->value[sub], ahead);
     t->value[sub] = s->value[sub];
   }
 }

@@ -45,6 +45,21 @@ typedef struct {
   bool has_integers;     // result: `weights` was written, not `real_weights`
 } intfa_fold;
 
+// Rows [begin, end) as float32 with their positions turned into angles (rotary embedding). Pair p of a
+// row at position t: x, y become x cos - y sin, y cos + x sin with the angle [t][p] of the tables; each
+// product is rounded, then the sum, without fused multiply-add. Channels beyond the pairs stay.
+typedef struct {
+  intfa_rows rows;
+  int64_t begin, end;
+  int32_t dimension;
+  int32_t pairs;               // at most dimension / 2
+  bool interleaved;            // pair p is channels 2p and 2p + 1, else p and pairs + p
+  const float *cosines, *sines;  // [position][pairs]
+  int64_t position;            // of row `begin`
+  int64_t step;                // from a row's position to the next row's: 1, or 0 for heads of a token
+  float *target;               // [end - begin][dimension]
+} intfa_load_rotary;
+
 // Codes of rows [begin, end): x = (row - mean) rotated without normalisation, code = rnd(x * m).
 // m is multipliers[i] where given, else 127 / max|x|, and then scale[i] = max|x| / 127.
 typedef struct {
@@ -72,6 +87,7 @@ typedef struct {
   int64_t begin, end;
   int32_t dimension;
   bool int4;              // progressive four-bit storage
+  const uint8_t *four_bits;  // instead of codes: whole units as intfa_four_bit_keys or _values have them
   void *target;           // of the head: keys_bytes or values_bytes
 } intfa_pack;
 
@@ -83,6 +99,7 @@ typedef struct {
 typedef struct {
   int32_t rows, head_dimension, value_dimension;
   int64_t key_begin, key_end;  // key_begin is a tile boundary
+  int64_t fetch_end;           // keys from key_end up to here come next and may be fetched; or 0
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
   const intfa_key_mask *mask;  // or NULL
@@ -146,6 +163,7 @@ typedef enum { INTFA_PEAK_INT8, INTFA_PEAK_BFLOAT16, INTFA_PEAK_FLOAT } intfa_pe
 typedef struct {
   const char *name;
   void (*survey)(const intfa_survey *);
+  void (*load_rotary)(const intfa_load_rotary *);
   void (*quantize)(const intfa_quantize *);
   int64_t (*key_bytes)(int64_t tokens, int32_t dimension, bool int4);
   int64_t (*value_bytes)(int64_t tokens, int32_t dimension, bool int4);
@@ -178,7 +196,6 @@ typedef enum {
 
 // The kernels of an instruction set, or NULL where this build or this machine does not have it.
 const intfa_cpu_kernels *intfa_cpu_kernels_for(intfa_isa isa);
-
 
 // Rows converted to float32, multiplied, and rounded to a format.
 void intfa_load_rows(const intfa_rows *rows, int64_t begin, int64_t end, int32_t dimension,

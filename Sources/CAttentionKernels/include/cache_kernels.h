@@ -29,8 +29,14 @@ typedef struct {
 } intfa_unit_part;
 // Rows [count][dimension] of codes or float32 into the unit; bfloat16 rows have been rounded.
 void intfa_scatter(const intfa_unit_part *part, const void *rows, void *unit);
-// Rows of codes out of it.
+// Rows out of it: codes, or float32.
 void intfa_gather(const intfa_unit_part *part, const void *unit, void *rows);
+
+// Codes of 64 tokens [token][dimension] that were decoded from four bits, in four bits again and in the
+// order of the portable kernels, with steps that give every code back: what a saved cache has. Keys take
+// key_bytes, values value_bytes of the portable table for 64 tokens.
+void intfa_four_bit_keys(const int8_t *codes, int32_t dimension, uint8_t *unit);
+void intfa_four_bit_values(const int8_t *codes, int32_t dimension, uint8_t *unit);
 
 // Attention in float32 over the few tokens that a cache keeps as they came.
 typedef struct {

@@ -15,7 +15,9 @@ struct CPUCacheBlock {
   let heads: Range<Int>
   /// Query of the sequence's token 0 in the call's tensors.
   let firstQuery: Int
-  /// Position of query token 0 in the sequence.
+  /// Index of that query's token in the sequence.
+  let firstIndex: Int
+  /// Position of that query, for rotary embeddings.
   let firstPosition: Int
   /// Query tokens of the sequence.
   let tokens: Range<Int>
@@ -121,7 +123,8 @@ struct CPUCacheBlock {
     self.head = head
     self.heads = heads
     firstQuery = part.queries.lowerBound
-    firstPosition = part.count - part.queries.count
+    firstIndex = part.count - part.queries.count
+    firstPosition = part.firstPosition
     self.tokens = tokens
     let mask = call.options.mask
       .visibility(queryLength: part.queries.count, keyValueLength: part.count)

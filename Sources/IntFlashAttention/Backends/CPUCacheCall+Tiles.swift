@@ -96,6 +96,7 @@ extension CPUCacheCall {
         )
       }
     } else {
+      unsafe arguments.fetch_end = Int64(block.seen.upperBound)
       let units = store.units
       unsafe arguments.key = UnsafeRawPointer(store.keyUnit(head, 0))
       unsafe arguments.value = UnsafeRawPointer(store.valueUnit(head, 0))

@@ -139,6 +139,8 @@ final class CPUCacheCall: @unchecked Sendable {
       || call.sinks != nil
     {
       findRowShifts(block, seat: seat)
+    } else if call.rotary != nil {
+      loadQueries(block, seat: seat)
     }
     writeKeyMask(block, seat: seat)
     guard !block.isExact else { return }
@@ -152,7 +154,9 @@ final class CPUCacheCall: @unchecked Sendable {
     let scales = unsafe workspace.place(workspace.queryScales, seat)
     forEachRun(block) { row, count, head, token, axis in
       var arguments = unsafe intfa_quantize()
-      unsafe arguments.rows = queryRows(head: head, token: token, axis: axis)
+      unsafe arguments.rows =
+        call.rotary == nil
+        ? queryRows(head: head, token: token, axis: axis) : turnedRows(row, seat: seat)
       unsafe arguments.end = Int64(count)
       unsafe arguments.dimension = Int32(dimension)
       unsafe arguments.rotates = recipe.rotatesQueryAndKey
@@ -163,22 +167,21 @@ final class CPUCacheCall: @unchecked Sendable {
     for row in 0..<block.rows { unsafe scales[row] *= unit }
   }
 
+  /// What `loadQueries` has left.
+  private func turnedRows(_ row: Int, seat: Int) -> intfa_rows {
+    let dimension = layout.headDimension
+    return unsafe intfa_rows(
+      base: workspace.place(workspace.queryRows, seat) + row * dimension,
+      stride: Int64(dimension),
+      format: INTFA_FLOAT32
+    )
+  }
+
   /// Rows in float32, and q · kbar of each: what centring the keys took out of the logits.
   private func findRowShifts(_ block: CPUCacheBlock, seat: Int) {
     let dimension = layout.headDimension
     let queries = unsafe workspace.place(workspace.queryRows, seat)
-    forEachRun(block) { row, count, head, token, axis in
-      var rows = unsafe queryRows(head: head, token: token, axis: axis)
-      unsafe intfa_load_rows(
-        &rows,
-        0,
-        Int64(count),
-        Int32(dimension),
-        1,
-        INTFA_FLOAT32,
-        queries + row * dimension
-      )
-    }
+    loadQueries(block, seat: seat)
     let shifts = unsafe workspace.place(workspace.rowShifts, seat)
     let scaled = unsafe workspace.place(workspace.scaledShifts, seat)
     let mean = unsafe block.sequence.first.keyMean(block.head)
@@ -188,6 +191,31 @@ final class CPUCacheCall: @unchecked Sendable {
         isShifted ? unsafe intfa_dot(queries + row * dimension, mean, Int32(dimension)) : 0
       unsafe shifts[row] = call.softmaxScale * product
       unsafe scaled[row] = shifts[row] * Self.log2e * store.method.logitSteps
+    }
+  }
+
+  /// Rows in float32, turned by their positions where the call says so.
+  private func loadQueries(_ block: CPUCacheBlock, seat: Int) {
+    let dimension = layout.headDimension
+    let queries = unsafe workspace.place(workspace.queryRows, seat)
+    forEachRun(block) { row, count, head, token, axis in
+      var rows = unsafe queryRows(head: head, token: token, axis: axis)
+      let target = unsafe queries + row * dimension
+      guard let embedding = call.rotary else {
+        unsafe intfa_load_rows(
+          &rows,
+          0,
+          Int64(count),
+          Int32(dimension),
+          1,
+          INTFA_FLOAT32,
+          target
+        )
+        return
+      }
+      let position = block.firstPosition + token - block.firstQuery
+      let rotary = CPURotary(embedding: embedding, position: position, step: axis == 2 ? 1 : 0)
+      unsafe rotary.load(rows, count: count, dimension: dimension, into: target, kernels)
     }
   }
 

@@ -19,10 +19,10 @@ extension CPUCacheSequence {
       let unit = firstUnit + index
       let part = range.clamped(to: unit * length..<(unit + 1) * length)
       let from = part.lowerBound - firstPosition
-      unsafe store.storeFloats(
+      unsafe store.storeKeys(
         CPUSurvey.rows(tokens.key, head: head, from: from),
         part,
-        isKey: true,
+        tokens.keyRotary(from: from),
         into: store.keyUnit(head, units[unit])
       )
       unsafe store.storeFloats(
@@ -36,6 +36,36 @@ extension CPUCacheSequence {
 }
 
 extension CPUCacheStore {
+  /// Stores positions of one unit, whose rows are the first of `rows`, turned by `rotary`.
+  func storeKeys(
+    _ rows: intfa_rows,
+    _ positions: Range<Int>,
+    _ rotary: CPURotary?,
+    into unit: UnsafeMutableRawPointer
+  ) {
+    guard let rotary else {
+      unsafe storeFloats(rows, positions, isKey: true, into: unit)
+      return
+    }
+    let dimension = layout.headDimension
+    var turned = [Float](repeating: 0, count: positions.count * dimension)
+    unsafe turned.withUnsafeMutableBufferPointer { turned in
+      guard let target = turned.baseAddress else { return }
+      unsafe storeFloats(
+        rotary.loaded(
+          rows,
+          count: positions.count,
+          dimension: dimension,
+          into: target,
+          kernels
+        ),
+        positions,
+        isKey: true,
+        into: unit
+      )
+    }
+  }
+
   /// Stores positions of one unit, whose rows are the first of `rows`.
   func storeFloats(
     _ rows: intfa_rows,

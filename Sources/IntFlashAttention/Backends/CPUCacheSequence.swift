@@ -27,6 +27,13 @@ final class CPUCacheSequence: KVCacheSequence {
     largestKey = other.largestKey
   }
 
+  /// Takes what a snapshot has beside units.
+  func replace(open: CPUOpenTile?, outliers: [[Int]], largestKey: Float) {
+    self.open = open
+    self.outliers = outliers
+    self.largestKey = largestKey
+  }
+
   func fork() -> any KVCacheSequence { CPUCacheSequence(forkOf: self) }
 
   var recipe: QuantizationRecipe { store.layout.recipe }
@@ -34,7 +41,20 @@ final class CPUCacheSequence: KVCacheSequence {
   // MARK: Append
 
   func check(_ tokens: KVCacheTokens) throws(AttentionError) {
-    let key = unsafe try CPUSurvey.largest(of: tokens.key, .key, recipe.key, store.kernels)
+    let key =
+      if let rotary = tokens.rotary {
+        unsafe try CPUSurvey.largest(
+          of: tokens.key,
+          0..<tokens.count,
+          .key,
+          recipe.key,
+          store.kernels,
+          rotary.embedding,
+          position: rotary.firstPosition
+        )
+      } else {
+        unsafe try CPUSurvey.largest(of: tokens.key, .key, recipe.key, store.kernels)
+      }
     _ = unsafe try CPUSurvey.largest(of: tokens.value, .value, recipe.value, store.kernels)
     largestNewKey = key
   }
@@ -50,7 +70,7 @@ final class CPUCacheSequence: KVCacheSequence {
     if begin < CPUFirstTile.length {
       own(&first)
       let stop = min(end, CPUFirstTile.length)
-      first.keep(tokens, begin..<stop)
+      unsafe first.keep(tokens, begin..<stop, store.kernels)
       begin = stop
       if stop == CPUFirstTile.length {
         first.freeze(store)
@@ -95,7 +115,11 @@ final class CPUCacheSequence: KVCacheSequence {
     let starts = tileStarts(range)
     let elements = range.count * heads * (store.layout.headDimension + store.layout.valueDimension)
     let threads = min(max(elements / 100_000, 1), store.threadCount)
-    let staging = CPUCacheStaging(store.layout, seats: threads)
+    let staging = CPUCacheStaging(
+      store.layout,
+      seats: threads,
+      turnsKeys: tokens.rotary != nil
+    )
     var found = [Int](repeating: -1, count: heads * starts.count)
     unsafe found.withUnsafeMutableBufferPointer { found in
       nonisolated(unsafe) let found = unsafe found
@@ -114,10 +138,12 @@ final class CPUCacheSequence: KVCacheSequence {
           units: units,
           isFlagged: outliers[head].last.map { $0 >= tile.lowerBound } ?? false
         )
+        let from = part.lowerBound - firstPosition
         unsafe found[item] = writer.write(
           part,
-          key: CPUSurvey.rows(tokens.key, head: head, from: part.lowerBound - firstPosition),
-          value: CPUSurvey.rows(tokens.value, head: head, from: part.lowerBound - firstPosition)
+          key: CPUSurvey.rows(tokens.key, head: head, from: from),
+          value: CPUSurvey.rows(tokens.value, head: head, from: from),
+          rotary: tokens.keyRotary(from: from)
         )
       }
     }
@@ -130,11 +156,11 @@ final class CPUCacheSequence: KVCacheSequence {
     }
   }
 
-  private func tileStart(_ position: Int) -> Int {
+  func tileStart(_ position: Int) -> Int {
     recipe.tileStart(of: position, tileLength: recipe.tileLength)
   }
 
-  private func tileEnd(_ start: Int) -> Int {
+  func tileEnd(_ start: Int) -> Int {
     start + (start == 0 ? recipe.firstTileLength : recipe.tileLength)
   }
 

@@ -103,6 +103,7 @@ final class CPUCacheStore: KVCacheStore {
   }
   var backendName: String { "cpu" }
   var instructionSet: String { instructions.rawValue }
+  var appliesRotary: Bool { true }
   var kernels: intfa_cpu_kernels { unsafe instructions.kernels }
 
   func makeSequence() -> any KVCacheSequence { CPUCacheSequence(self) }
@@ -142,7 +143,7 @@ final class CPUCacheStore: KVCacheStore {
 extension CPUCacheStore {
   func attend(_ call: KVCacheCall) throws(AttentionError) {
     guard call.query.shape.allSatisfy({ $0 > 0 }) else { return }
-    let largest = unsafe try CPUSurvey.largest(of: call.query, .query, layout.recipe.query, kernels)
+    let largest = try largestQuery(call)
     try InputCheck.requireLogits(
       largestQuery: largest,
       largestKey: call.parts.reduce(0) {
@@ -152,5 +153,26 @@ extension CPUCacheStore {
       softmaxScale: call.softmaxScale
     )
     try CPUCacheCall(store: self, call: call).run()
+  }
+
+  private func largestQuery(_ call: KVCacheCall) throws(AttentionError) -> Float {
+    let format = layout.recipe.query
+    guard let rotary = call.rotary else {
+      return unsafe try CPUSurvey.largest(of: call.query, .query, format, kernels)
+    }
+    var largest: Float = 0
+    for part in call.parts {
+      let found = unsafe try CPUSurvey.largest(
+        of: call.query,
+        part.queries,
+        .query,
+        format,
+        kernels,
+        rotary,
+        position: part.firstPosition
+      )
+      largest = max(largest, found)
+    }
+    return largest
   }
 }

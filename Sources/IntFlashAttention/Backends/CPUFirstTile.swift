@@ -61,9 +61,19 @@ final class CPUFirstTile {
   }
 
   /// Takes positions `range` from the first rows of `tokens`.
-  func keep(_ tokens: KVCacheTokens, _ range: Range<Int>) {
+  func keep(_ tokens: KVCacheTokens, _ range: Range<Int>, _ kernels: intfa_cpu_kernels) {
     for head in 0..<layout.keyValueHeadCount {
-      for (operand, region) in [(tokens.key, keys), (tokens.value, values)] {
+      if let rotary = tokens.keyRotary(from: 0) {
+        unsafe rotary.load(
+          CPUSurvey.rows(tokens.key, head: head, from: 0),
+          count: range.count,
+          dimension: layout.headDimension,
+          into: keyRows(head) + range.lowerBound * layout.headDimension,
+          kernels
+        )
+      }
+      for (operand, region) in [(tokens.key, keys), (tokens.value, values)]
+      where tokens.rotary == nil || region.offset != keys.offset {
         let dimension = operand.shape[3]
         var rows = unsafe CPUSurvey.rows(operand, head: head, from: 0)
         unsafe intfa_load_rows(

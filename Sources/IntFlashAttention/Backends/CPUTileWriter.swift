@@ -13,8 +13,9 @@ final class CPUCacheStaging: @unchecked Sendable {
   let folds: CPUMemory.Region  // [tile] float
   let realWeights: CPUMemory.Region  // [tile] float
   let weights: CPUMemory.Region  // [tile] int8
+  let turnedKeys: CPUMemory.Region  // [tile][D] float; empty where nothing turns them
 
-  init(_ layout: KVCacheLayout, seats: Int) {
+  init(_ layout: KVCacheLayout, seats: Int, turnsKeys: Bool) {
     let tile = max(layout.recipe.tileLength, layout.recipe.firstTileLength)
     var memory = CPUMemory.Layout()
     keyCodes = memory.take(tile * layout.headDimension, parts: seats)
@@ -26,6 +27,7 @@ final class CPUCacheStaging: @unchecked Sendable {
     folds = memory.take(floats, parts: seats)
     realWeights = memory.take(floats, parts: seats)
     weights = memory.take(tile, parts: seats)
+    turnedKeys = memory.take(turnsKeys ? floats * layout.headDimension : 0, parts: seats)
     self.memory = CPUMemory.required(memory, zeroed: false)
   }
 
@@ -53,10 +55,23 @@ struct CPUTileWriter {
   private var layout: KVCacheLayout { store.layout }
   private var recipe: QuantizationRecipe { store.layout.recipe }
 
-  /// Stores positions `part`, whose rows are the first of `key` and `value`.
+  /// Stores positions `part`, whose rows are the first of `key`, turned by `rotary`, and of `value`.
   ///
   /// - Returns: the first position with an outlier among the values, or -1.
-  func write(_ part: Range<Int>, key: intfa_rows, value: intfa_rows) -> Int {
+  func write(
+    _ part: Range<Int>,
+    key: intfa_rows,
+    value: intfa_rows,
+    rotary: CPURotary?
+  ) -> Int {
+    let key =
+      unsafe rotary?.loaded(
+        key,
+        count: part.count,
+        dimension: layout.headDimension,
+        into: staging.place(staging.turnedKeys, seat),
+        store.kernels
+      ) ?? key
     let outlier = unsafe quantize(part.count, key: key, value: value)
     if outlier >= 0, !isFlagged { flag(upTo: part.lowerBound) }
     let isReal = isFlagged || outlier >= 0
@@ -245,6 +260,18 @@ extension CPUCacheStore {
     unsafe arguments.int4 = method.hasInt4Value
     unsafe arguments.target = valueUnit(head, unit)
     unsafe kernels.pack_values(&arguments)
+  }
+
+  /// Packs 64 tokens that are in four bits already, in the order of a snapshot.
+  func packFourBits(_ head: Int, _ unit: Int32, _ source: UnsafePointer<UInt8>, isKey: Bool) {
+    let kernels = unsafe kernels
+    var arguments = unsafe intfa_pack()
+    unsafe arguments.four_bits = source
+    unsafe arguments.end = Int64(KVCacheLayout.unitLength)
+    unsafe arguments.dimension = Int32(isKey ? layout.headDimension : layout.valueDimension)
+    unsafe arguments.int4 = true
+    unsafe arguments.target = isKey ? keyUnit(head, unit) : valueUnit(head, unit)
+    unsafe isKey ? kernels.pack_keys(&arguments) : kernels.pack_values(&arguments)
   }
 
   /// A unit of the pool as units in 8 bits.

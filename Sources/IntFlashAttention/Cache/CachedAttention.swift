@@ -14,6 +14,9 @@ public struct CachedAttention: Sendable {
   /// lists for all positions of a call's queries; there may be more, and what they say of keys that are
   /// still to come does not matter yet.
   public let options: AttentionOptions
+  /// What turns queries by their positions on the way, as ``KVCache/append(key:value:rotary:)`` does
+  /// with keys; nil for queries that have their positions.
+  public let rotary: RotaryEmbedding?
   /// Where the caches are.
   public let pool: KVCachePool
 
@@ -22,11 +25,13 @@ public struct CachedAttention: Sendable {
   /// - Parameters:
   ///   - queryHeadCount: Hq.
   ///   - options: causal unless given.
+  ///   - rotary: turns queries by their positions; nil where they have been turned.
   ///   - pool: the pool of all caches of a call.
   /// - Throws: `AttentionError` with code `.invalidArgument` or `.shapeMismatch`.
   public init(
     queryHeadCount: Int,
     options: AttentionOptions = AttentionOptions(mask: .causal),
+    rotary: RotaryEmbedding? = nil,
     pool: KVCachePool
   ) throws(AttentionError) {
     _ = try AttentionShape(
@@ -38,8 +43,10 @@ public struct CachedAttention: Sendable {
       valueDimension: pool.valueDimension
     )
     try options.validate()
+    if let rotary { try rotary.check(dimension: pool.headDimension, positions: 0, count: 1) }
     self.queryHeadCount = queryHeadCount
     self.options = options
+    self.rotary = rotary
     self.pool = pool
   }
 
@@ -106,7 +113,7 @@ public struct CachedAttention: Sendable {
   ) throws(AttentionError) {
     var call = try call(query: query, offsets: offsets, caches: caches, output: output.view)
     try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &call)
-    try pool.store.attend(call)
+    try attend(call)
   }
 
   /// As ``run(query:offsets:caches:mask:alibiSlopes:sinks:into:)``, with the log-sum-exp of every row.
@@ -139,7 +146,27 @@ public struct CachedAttention: Sendable {
     try OverlapCheck.requireDisjoint(view, "logSumExp", call.query.view, "query")
     try OverlapCheck.requireDisjoint(view, "logSumExp", call.output.view, "output")
     try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &call)
+    try attend(call)
+  }
+
+  private func attend(_ call: KVCacheCall) throws(AttentionError) {
+    guard let rotary else { return try pool.store.attend(call) }
+    for part in call.parts where !part.queries.isEmpty {
+      try rotary.check(
+        dimension: pool.headDimension,
+        positions: part.firstPosition,
+        count: part.queries.count
+      )
+    }
+    guard !pool.store.appliesRotary else { return try pool.store.attend(call) }
+    let positions = call.parts.flatMap { part in
+      (0..<part.queries.count).map { part.firstPosition + $0 }
+    }
+    let turned = try rotary.apply(to: call.query.view, positions: positions)
+    var call = call
+    call.query = .init(turned.view)
     try pool.store.attend(call)
+    extendLifetime(turned)
   }
 
   // MARK: Checks
@@ -192,7 +219,8 @@ public struct CachedAttention: Sendable {
       options: options,
       parts: zip(caches, zip(offsets, offsets.dropFirst())).map { cache, bounds in
         cache.part(queries: bounds.0..<bounds.1)
-      }
+      },
+      rotary: rotary
     )
   }
 

@@ -18,6 +18,11 @@ public final class KVCache {
   public let pool: KVCachePool
   /// Tokens in the cache.
   public private(set) var count = 0
+  /// Position of the first token, for rotary embeddings.
+  ///
+  /// Other than 0 where the cache begins in the middle of a text: token i stands at
+  /// `firstPosition + i`.
+  public var firstPosition = 0
 
   private var pages: [Int32] = []
   private var units: [Int32] = []
@@ -63,6 +68,7 @@ public final class KVCache {
   private init(forkOf other: KVCache) {
     pool = other.pool
     count = other.count
+    firstPosition = other.firstPosition
     pages = other.pages
     units = other.units
     sequence = other.sequence.fork()
@@ -88,6 +94,34 @@ public final class KVCache {
   ///   `.invalidArgument`, `.nonFiniteInput`, `.valueOutOfRange` or `.outOfPages`; then the cache is
   ///   as it was.
   public func append(key: TensorView, value: TensorView) throws(AttentionError) {
+    try store(key: key, value: value, rotary: nil)
+  }
+
+  /// As ``append(key:value:)``, with keys that get their positions on the way: what is stored, means
+  /// included, is what ``RotaryEmbedding/apply(to:firstPosition:)`` gives, in one pass over the keys.
+  ///
+  /// Token i of the sequence stands at ``firstPosition`` + i. Queries get theirs from a
+  /// ``CachedAttention`` with the same embedding.
+  ///
+  /// - Parameters:
+  ///   - key: new keys, without positions.
+  ///   - value: new values.
+  ///   - rotary: the embedding.
+  /// - Throws: as ``append(key:value:)``; `.invalidArgument` also for positions that the embedding
+  ///   does not have, `.shapeMismatch` where it has more channels than a head.
+  public func append(
+    key: TensorView,
+    value: TensorView,
+    rotary: RotaryEmbedding
+  ) throws(AttentionError) {
+    try store(key: key, value: value, rotary: rotary)
+  }
+
+  private func store(
+    key: TensorView,
+    value: TensorView,
+    rotary: RotaryEmbedding?
+  ) throws(AttentionError) {
     let (key, value) = (try key.operand(), try value.operand())
     let tokens = key.shape[2]
     for (name, shape, elementType, stride, expected) in [
@@ -109,7 +143,24 @@ public final class KVCache {
       try OperandCheck.requireElements(name, elementType, stride: stride, dimension: shape[3])
     }
     guard tokens > 0 else { return }
-    let added = KVCacheTokens(key: .init(key), value: .init(value))
+    var added = KVCacheTokens(key: .init(key), value: .init(value))
+    if let rotary {
+      let first = firstPosition &+ count
+      try rotary.check(dimension: pool.headDimension, positions: first, count: tokens)
+      guard pool.store.appliesRotary else {
+        let turned = try rotary.apply(to: key, firstPosition: first)
+        added = KVCacheTokens(key: .init(turned.view), value: .init(value))
+        try store(added)
+        extendLifetime(turned)
+        return
+      }
+      added.rotary = (rotary, first)
+    }
+    try store(added)
+  }
+
+  private func store(_ added: KVCacheTokens) throws(AttentionError) {
+    let tokens = added.count
     try sequence.check(added)
     try reserve(tokens)
     sequence.append(added, count: count, units: units)
@@ -162,8 +213,28 @@ public final class KVCache {
   /// Nothing is copied until one of the two appends: then it copies at most one page.
   public func fork() -> KVCache { KVCache(forkOf: self) }
 
+  /// Takes the tokens of a snapshot that fits the pool; there are none yet.
+  func restore(_ snapshot: KVCacheSnapshot) throws(AttentionError) {
+    guard sequence.restores else {
+      throw AttentionError(
+        .unsupported,
+        "backend \(pool.backendName) takes no snapshots of caches"
+      )
+    }
+    try reserve(snapshot.count)
+    sequence.restore(snapshot, units: units)
+    count = snapshot.count
+    firstPosition = snapshot.firstPosition
+  }
+
   /// The cache as part of a call.
   func part(queries: Range<Int>) -> KVCacheCall.Part {
-    KVCacheCall.Part(queries: queries, sequence: sequence, count: count, units: units)
+    KVCacheCall.Part(
+      queries: queries,
+      sequence: sequence,
+      count: count,
+      units: units,
+      firstPosition: firstPosition &+ count &- queries.count
+    )
   }
 }

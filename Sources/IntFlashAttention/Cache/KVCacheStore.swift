@@ -26,12 +26,18 @@ package protocol KVCacheStore: AnyObject, Sendable {
   var backendName: String { get }
   var instructionSet: String { get }
   var threadCount: Int { get }
+  /// Whether rows are turned while they are read; else the caller turns them beforehand.
+  var appliesRotary: Bool { get }
   /// A sequence without tokens.
   func makeSequence() -> any KVCacheSequence
   /// Copies whole units within the pool.
   func copyUnit(from source: Int32, to target: Int32)
   /// Computes attention of every sequence's queries; the caller has checked shapes and types.
   func attend(_ call: KVCacheCall) throws(AttentionError)
+}
+
+extension KVCacheStore {
+  package var appliesRotary: Bool { false }
 }
 
 /// What a backend knows of one sequence beside its units.
@@ -44,6 +50,12 @@ package protocol KVCacheSequence: AnyObject {
   func truncate(to count: Int, units: [Int32])
   /// An independent sequence with the same tokens, in the same units.
   func fork() -> any KVCacheSequence
+  /// The tensors of a snapshot of the first `count` tokens, which are all there are.
+  func parts(count: Int, units: [Int32]) throws(AttentionError) -> [String: KVCacheSnapshot.Part]
+  /// Whether `restore` does something.
+  var restores: Bool { get }
+  /// Takes the tokens of a snapshot, which has been checked, into a sequence without tokens.
+  func restore(_ snapshot: KVCacheSnapshot, units: [Int32])
 }
 
 /// New keys and values of one sequence: [1, Hkv, n, D] and [1, Hkv, n, Dv].
@@ -51,6 +63,8 @@ package struct KVCacheTokens: @unchecked Sendable {
   // Sendable: it is only read.
   package let key: AttentionOperands.Operand
   package let value: AttentionOperands.Operand
+  /// What turns the keys, of which the first stands at this position; nil where nothing does.
+  package var rotary: (embedding: RotaryEmbedding, firstPosition: Int)?
 
   package var count: Int { key.shape[2] }
 }
@@ -63,10 +77,12 @@ package struct KVCacheCall {
     package let sequence: any KVCacheSequence
     package let count: Int
     package let units: [Int32]
+    /// Position of the first of the queries, for rotary embeddings.
+    package let firstPosition: Int
   }
 
   /// [1, Hq, T, D].
-  package let query: AttentionOperands.Operand
+  package var query: AttentionOperands.Operand
   /// [1, Hq, T, Dv].
   package let output: AttentionOperands.Operand
   /// [1, Hq, T].
@@ -81,4 +97,6 @@ package struct KVCacheCall {
   package let softmaxScale: Float
   package let options: AttentionOptions
   package let parts: [Part]
+  /// What turns the queries; nil where nothing does.
+  package let rotary: RotaryEmbedding?
 }
