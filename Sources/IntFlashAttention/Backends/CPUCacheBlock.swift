@@ -14,7 +14,7 @@ struct CPUCacheBlock {
   /// Query of the sequence's token 0 in the call's tensors.
   let firstQuery: Int
   /// Position of that query, for rotary embeddings.
-  let firstPosition: Int
+  let rotaryPosition: Int
   /// Query tokens of the sequence.
   let tokens: Range<Int>
   /// Whether the rows see tokens of the first tile only, which are there as they came.
@@ -115,7 +115,7 @@ struct CPUCacheBlock {
     self.head = head
     self.heads = heads
     firstQuery = part.queries.lowerBound
-    firstPosition = part.firstPosition
+    rotaryPosition = part.firstPosition
     self.tokens = tokens
     let mask = call.options.mask
       .visibility(queryLength: part.queries.count, keyValueLength: part.count)
