@@ -15,10 +15,10 @@ struct CPUCacheBlock {
   let heads: Range<Int>
   /// Query of the sequence's token 0 in the call's tensors.
   let firstQuery: Int
-  /// Index of that query's token in the sequence.
-  let firstIndex: Int
-  /// Position of that query, for rotary embeddings.
+  /// Position of that query in the sequence.
   let firstPosition: Int
+  /// Position of that query for rotary embeddings.
+  let rotaryPosition: Int
   /// Query tokens of the sequence.
   let tokens: Range<Int>
   /// Whether the rows see tokens of the first tile only, which are there as they came.
@@ -123,8 +123,8 @@ struct CPUCacheBlock {
     self.head = head
     self.heads = heads
     firstQuery = part.queries.lowerBound
-    firstIndex = part.count - part.queries.count
-    firstPosition = part.firstPosition
+    firstPosition = part.count - part.queries.count
+    rotaryPosition = part.firstPosition
     self.tokens = tokens
     let mask = call.options.mask
       .visibility(queryLength: part.queries.count, keyValueLength: part.count)

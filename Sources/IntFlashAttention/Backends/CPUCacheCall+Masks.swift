@@ -60,7 +60,7 @@ extension CPUCacheCall {
     if let blockTable {
       let rows = unsafe workspace.place(workspace.blockRows, seat, as: UnsafePointer<UInt8>?.self)
       forEachRow(block) { row, _, token in
-        unsafe rows[row] = blockTable.row(block.firstIndex + token)
+        unsafe rows[row] = blockTable.row(block.firstPosition + token)
       }
       unsafe result.pointee.blocks = UnsafePointer(rows)
       unsafe result.pointee.block_length = Int32(blockTable.keyBlockLength)
@@ -70,7 +70,7 @@ extension CPUCacheCall {
       let positions = unsafe workspace.place(workspace.positions, seat, as: Int32.self)
       forEachRow(block) { row, head, token in
         unsafe rowSlopes[row] = slopes[block.part * call.queryHeadCount + head] * unit
-        unsafe positions[row] = Int32(block.firstIndex + token)
+        unsafe positions[row] = Int32(block.firstPosition + token)
       }
       unsafe result.pointee.slopes = UnsafePointer(rowSlopes)
       unsafe result.pointee.positions = UnsafePointer(positions)
@@ -103,7 +103,7 @@ extension CPUCacheCall {
   func shownRanges(of keys: Range<Int>, _ block: CPUCacheBlock) -> [Range<Int>] {
     guard surveys != nil || blockTable != nil else { return [keys] }
     let positions =
-      block.firstIndex + block.tokens.lowerBound..<block.firstIndex + block.tokens.upperBound
+      block.firstPosition + block.tokens.lowerBound..<block.firstPosition + block.tokens.upperBound
     var result: [Range<Int>] = []
     var begin = keys.lowerBound
     while begin < keys.upperBound {
@@ -222,8 +222,8 @@ final class CPUCacheBlockTable: @unchecked Sendable {
     columnCount = blocks.keyBlockCount(keyValueLength: rows.map(\.count).max() ?? 0)
     var places: [Int: Int] = [:]
     for row in rows {
-      let first = (row.firstIndex + row.tokens.lowerBound) / blocks.queryBlockLength
-      let last = (row.firstIndex + row.tokens.upperBound - 1) / blocks.queryBlockLength
+      let first = (row.firstPosition + row.tokens.lowerBound) / blocks.queryBlockLength
+      let last = (row.firstPosition + row.tokens.upperBound - 1) / blocks.queryBlockLength
       for block in first...last where places[block] == nil {
         places[block] = places.count * columnCount
       }

@@ -213,7 +213,7 @@ final class CPUCacheCall: @unchecked Sendable {
         )
         return
       }
-      let position = block.firstPosition + token - block.firstQuery
+      let position = block.rotaryPosition + token - block.firstQuery
       let rotary = CPURotary(embedding: embedding, position: position, step: axis == 2 ? 1 : 0)
       unsafe rotary.load(rows, count: count, dimension: dimension, into: target, kernels)
     }

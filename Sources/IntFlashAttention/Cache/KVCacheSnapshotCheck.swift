@@ -27,7 +27,7 @@ struct KVCacheSnapshotCheck {
     let (stored, closed) = (snapshot.storedCount, snapshot.closedCount)
     result[.keyScale] = (.float32, [heads, stored])
     result[.valueWeight] = (.float32, [heads, stored])
-    result[.outlier] = (.int8, [heads, snapshot.tileStarts.count])
+    result[.outlier] = (.int8, [heads, snapshot.tileCount])
     if snapshot.hasInt4Key {
       result[.keyInt4] = (.int8, [heads, closed / 32, 18 * d])
       result[.openKey] = (.int8, [heads, stored - closed, d])
@@ -75,7 +75,9 @@ struct KVCacheSnapshotCheck {
     switch name {
     case .firstKey: try checkFloats(name, part, below: InputCheck.limit(for: recipe.key))
     case .firstValue: try checkFloats(name, part, below: InputCheck.limit(for: recipe.value))
-    case .key, .value: try checkFloats(name, part, below: InputCheck.limit(for: recipe.key))
+    case .key, .value:
+      // Rounding to bfloat16 can reach the limit.
+      try checkFloats(name, part, below: InputCheck.limit(for: recipe.key).nextUp)
     case .keyCodes, .valueCodes, .openKey, .openValue:
       try check(name, part.bytes) { $0 != 0x80 }
     case .keyScale, .largest:
@@ -83,7 +85,7 @@ struct KVCacheSnapshotCheck {
     case .valueWeight:
       // Whole where it fits 8 bits.
       try checkFloats(name, part, below: 128) {
-        $0 > 0 && ($0 < 1 || $0 == $0.rounded(.towardZero))
+        $0 >= 0 && ($0 < 1 || $0 == $0.rounded(.towardZero))
       }
     case .outlier:
       let starts = snapshot.tileStarts
@@ -173,8 +175,16 @@ extension KVCacheSnapshot {
 
   /// Tokens in whole tiles.
   package var closedCount: Int {
-    guard let last = tileStarts.last else { return 0 }
+    guard storedCount > 0 else { return 0 }
+    let last = recipe.tileStart(of: storedCount - 1, tileLength: recipe.tileLength)
     return tileEnd(last) <= storedCount ? storedCount : last
+  }
+
+  /// Tiles with stored tokens.
+  package var tileCount: Int {
+    guard storedCount > 0 else { return 0 }
+    let rest = max(storedCount - recipe.firstTileLength, 0)
+    return 1 + (rest + recipe.tileLength - 1) / recipe.tileLength
   }
 
   package func tileEnd(_ start: Int) -> Int {

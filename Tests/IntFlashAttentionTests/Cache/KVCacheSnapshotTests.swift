@@ -190,11 +190,12 @@ import Testing
     #expect(code(whole) == nil)
     #expect(code(whole, count: 299) == .shapeMismatch)
     #expect(code(whole, count: -1) == .invalidArgument)
+    #expect(code(whole, count: AttentionShape.largestLength) == .shapeMismatch)
     let changes: [(name: KVCacheSnapshot.Name, index: Int, value: Float)] = [
       (.firstKey, 5, .nan), (.firstValue, 5, .infinity), (.keyInt4, 16 * 64, 18),
       (.keyInt4, 16 * 64, 0), (.keyInt4, 17 * 64, -128), (.valueInt4, 32, 18),
       (.openKey, 0, -128), (.openValue, 9, -128), (.keyScale, 2, -1), (.valueWeight, 2, 1.5),
-      (.valueWeight, 2, 0), (.valueWeight, 2, 128), (.outlier, 0, 64), (.outlier, 1, -2),
+      (.valueWeight, 2, -1), (.valueWeight, 2, 128), (.outlier, 0, 64), (.outlier, 1, -2),
       (.largest, 0, .nan),
     ]
     for (name, index, value) in changes {
