@@ -124,7 +124,8 @@ import Testing
 
   /// Every pair of values of two parameters comes together in some case.
   static let pairwise = Pairwise.rows([
-    Masks.allCases.count, precisions.count, heads.count, Kinds.allCases.count, Extras.allCases.count,
+    Masks.allCases.count, precisions.count, heads.count, Kinds.allCases.count,
+    Extras.allCases.count,
     lengths.count,
   ]).map { row in
     Case(
