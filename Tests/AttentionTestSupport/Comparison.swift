@@ -80,13 +80,33 @@ public func expectSame(
   _ comment: Comment,
   sourceLocation: SourceLocation = #_sourceLocation
 ) {
-  let largest = inputs.value.reduce(0) { max($0, $1.magnitude) }
   let report = AccuracyReport(result.output, against: reference.output)
   #expect(
     report.relativeL1 <= precision.gate.rounding,
     "\(comment): \(precision)",
     sourceLocation: sourceLocation
   )
+  expectSameRows(
+    result,
+    reference,
+    precision,
+    inputs,
+    comment,
+    sourceLocation: sourceLocation
+  )
+}
+
+/// Records an issue unless every row of `result` is what it is in `reference`: for calls of so few rows
+/// that a mean over them is one of single rows.
+public func expectSameRows(
+  _ result: TestResult,
+  _ reference: TestResult,
+  _ precision: Precision,
+  _ inputs: TestInputs,
+  _ comment: Comment,
+  sourceLocation: SourceLocation = #_sourceLocation
+) {
+  let largest = inputs.value.reduce(0) { max($0, $1.magnitude) }
   let worst = worstRow(
     result.output,
     against: reference.output,
