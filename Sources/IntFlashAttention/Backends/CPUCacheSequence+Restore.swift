@@ -125,6 +125,46 @@ extension CPUCacheSequence {
         unsafe open.valueUnit(head, $0)
       }
     }
+    guard let open, let reopened = snapshot.part(.reopened)?.floats.first else { return }
+    open.packedUnits = Int(reopened)
+    open.reopenedUnits = Int(reopened)
+    for head in 0..<layout.keyValueHeadCount {
+      for unit in 0..<open.reopenedUnits { restoreReopened(snapshot, head, unit, units, open) }
+    }
+  }
+
+  /// A unit of the open tile that is in 4 bits in the pool, with steps that give its codes back.
+  private func restoreReopened(
+    _ snapshot: KVCacheSnapshot,
+    _ head: Int,
+    _ unit: Int,
+    _ units: [Int32],
+    _ open: CPUOpenTile
+  ) {
+    guard let key = snapshot.part(.openKey), let value = snapshot.part(.openValue) else { return }
+    let length = KVCacheLayout.unitLength
+    let (d, dv) = (store.layout.headDimension, store.layout.valueDimension)
+    let place = head * key.tensor.shape[1] + unit * length
+    let pooled = units[open.start / length + unit]
+    let keyCodes = unsafe (key.tensor.storage + place * d).assumingMemoryBound(to: Int8.self)
+    let valueCodes = unsafe (value.tensor.storage + place * dv).assumingMemoryBound(to: Int8.self)
+    // As the shapes of "key.int4" and "value.int4" have it.
+    let bytes = max(36 * d, length * ((dv + 1) / 2 + 2 * ((dv + 15) / 16)))
+    unsafe withUnsafeTemporaryAllocation(of: UInt8.self, capacity: bytes) { buffer in
+      guard let target = buffer.baseAddress else { return }
+      unsafe intfa_four_bit_keys(keyCodes, Int32(d), target)
+      unsafe store.packFourBits(head, pooled, target, isKey: true)
+      guard store.method.hasInt4Value else {
+        unsafe store.valuePlaces.clear(store.valueUnit(head, pooled))
+        unsafe store.valuePlaces
+          .scatter(valueCodes, token: 0, count: length, into: store.valueUnit(head, pooled))
+        return
+      }
+      unsafe intfa_four_bit_values(valueCodes, Int32(dv), target)
+      unsafe store.packFourBits(head, pooled, target, isKey: false)
+    }
+    extendLifetime(key)
+    extendLifetime(value)
   }
 
   /// Rows of codes [heads][tokens][dimension] of one head into units in 8 bits.

@@ -67,6 +67,9 @@ extension CPUCacheSequence {
       unsafe try add(.openValue, .int8, [stored - closed, dv]) { head, target in
         unsafe gatherOpen(head, stored - closed, isKey: false, into: target)
       }
+      parts[Name.reopened.rawValue] = KVCacheSnapshot.Part(
+        try Tensor([Float(open?.reopenedUnits ?? 0)], shape: [1])
+      )
     } else {
       unsafe try add(.keyCodes, .int8, [stored, d]) { head, target in
         unsafe gatherCodes(head, units, stored, store.keyPlaces, store.keyUnit, into: target)

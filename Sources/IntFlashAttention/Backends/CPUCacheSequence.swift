@@ -34,7 +34,38 @@ final class CPUCacheSequence: KVCacheSequence {
     self.largestKey = largestKey
   }
 
-  func fork() -> any KVCacheSequence { CPUCacheSequence(forkOf: self) }
+  func fork(count: Int, units: [Int32]) -> any KVCacheSequence {
+    packWholeUnits(count, units)
+    return CPUCacheSequence(forkOf: self)
+  }
+
+  /// Puts whole units of the open tile into 4 bits: once they are shared, nobody may write them.
+  private func packWholeUnits(_ count: Int, _ units: [Int32]) {
+    let whole = wholeUnits(count)
+    guard whole > open?.packedUnits ?? whole, let open = ownOpenTile() else { return }
+    let staging = CPUCacheStaging(store.layout, seats: 1, turnsKeys: false)
+    for head in 0..<store.layout.keyValueHeadCount {
+      unsafe open.pack(
+        head,
+        upTo: whole,
+        units,
+        keyRows: staging.place(staging.keyCodes, 0, as: Int8.self),
+        valueRows: staging.place(staging.valueCodes, 0, as: Int8.self)
+      )
+    }
+    open.packedUnits = whole
+  }
+
+  /// Units of the open tile that `count` tokens fill.
+  private func wholeUnits(_ count: Int) -> Int {
+    open.map { (count - $0.start) / KVCacheLayout.unitLength } ?? 0
+  }
+
+  /// The open tile, copied where forks have it too.
+  private func ownOpenTile() -> CPUOpenTile? {
+    if !isKnownUniquelyReferenced(&open) { open = open?.copy() }
+    return open
+  }
 
   var recipe: QuantizationRecipe { store.layout.recipe }
 
@@ -96,7 +127,7 @@ final class CPUCacheSequence: KVCacheSequence {
       return last > start ? last : end
     }
     if open == nil { open = CPUOpenTile(store, start: start, end: end) }
-    if !isKnownUniquelyReferenced(&open), let shared = open { open = shared.copy() }
+    _ = ownOpenTile()
     return min(end, range.upperBound)
   }
 
@@ -177,7 +208,9 @@ final class CPUCacheSequence: KVCacheSequence {
   // MARK: Truncate
 
   func truncate(to count: Int, units: [Int32]) {
-    for head in outliers.indices { outliers[head].removeAll { $0 >= count } }
+    // Below the first tile statistics are taken anew, and with them what is far larger.
+    let kept = count < CPUFirstTile.length ? 0 : count
+    for head in outliers.indices { outliers[head].removeAll { $0 >= kept } }
     if count < CPUFirstTile.length, first.isFrozen {
       own(&first)
       first.isFrozen = false
@@ -188,9 +221,15 @@ final class CPUCacheSequence: KVCacheSequence {
       open = nil
       return
     }
-    guard open?.start != start else { return }
-    let tile = CPUOpenTile(store, start: start, end: tileEnd(start))
-    tile.reopen(store, units, count: count)
-    open = tile
+    guard open?.start == start else {
+      let tile = CPUOpenTile(store, start: start, end: tileEnd(start))
+      tile.reopen(units, count: count)
+      open = tile
+      return
+    }
+    let whole = wholeUnits(count)
+    guard whole < open?.packedUnits ?? 0, let open = ownOpenTile() else { return }
+    open.packedUnits = whole
+    open.reopenedUnits = min(open.reopenedUnits, whole)
   }
 }

@@ -15,6 +15,11 @@ final class CPUOpenTile {
   let folds: CPUMemory.Region  // [Hkv][token] float
   let weights: CPUMemory.Region  // [Hkv][token] int8
   let realWeights: CPUMemory.Region  // [Hkv][token] float
+  /// Units from the first that are in the pool in 4 bits already, where other sequences may share them:
+  /// they are not written again.
+  var packedUnits = 0
+  /// Those of them whose codes here come from 4 bits: rounding them again would change them.
+  var reopenedUnits = 0
   private let store: CPUCacheStore
 
   init(_ store: CPUCacheStore, start: Int, end: Int) {
@@ -37,6 +42,8 @@ final class CPUOpenTile {
   func copy() -> CPUOpenTile {
     let copy = CPUOpenTile(store, start: start, end: end)
     copy.memory.copyBytes(from: memory)
+    copy.packedUnits = packedUnits
+    copy.reopenedUnits = reopenedUnits
     return copy
   }
 
@@ -52,9 +59,30 @@ final class CPUOpenTile {
     )
   }
 
-  /// Takes a tile of which `count` positions of the sequence stay back from its units.
-  func reopen(_ store: CPUCacheStore, _ units: [Int32], count: Int) {
+  /// Stores units of the tile that are complete and not in 4 bits yet; `units` are those of the sequence.
+  ///
+  /// The rows are memory for 64 tokens.
+  func pack(
+    _ head: Int,
+    upTo unitCount: Int,
+    _ units: [Int32],
+    keyRows: UnsafeMutablePointer<Int8>,
+    valueRows: UnsafeMutablePointer<Int8>
+  ) {
     let length = KVCacheLayout.unitLength
+    for part in packedUnits..<max(unitCount, packedUnits) {
+      unsafe store.keyPlaces.gather(keyUnit(head, part), token: 0, count: length, into: keyRows)
+      unsafe store.valuePlaces
+        .gather(valueUnit(head, part), token: 0, count: length, into: valueRows)
+      unsafe store.pack(head, units[start / length + part], key: keyRows, value: valueRows)
+    }
+  }
+
+  /// Takes a tile of which `count` positions of the sequence stay back from its units.
+  func reopen(_ units: [Int32], count: Int) {
+    let length = KVCacheLayout.unitLength
+    packedUnits = (count - start) / length
+    reopenedUnits = packedUnits
     for head in 0..<store.layout.keyValueHeadCount {
       for part in 0..<CPUTileSizes.pieceCount(count - start, length) {
         let unit = units[start / length + part]

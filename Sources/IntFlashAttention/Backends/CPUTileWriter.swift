@@ -227,15 +227,13 @@ struct CPUTileWriter {
 
   /// Stores the full tile in 4 bits.
   private func close(_ open: CPUOpenTile) {
-    let length = KVCacheLayout.unitLength
-    let key = unsafe staging.place(staging.keyCodes, seat, as: Int8.self)
-    let value = unsafe staging.place(staging.valueCodes, seat, as: Int8.self)
-    for part in 0..<tile.count / length {
-      unsafe store.keyPlaces.gather(open.keyUnit(head, part), token: 0, count: length, into: key)
-      unsafe store.valuePlaces
-        .gather(open.valueUnit(head, part), token: 0, count: length, into: value)
-      unsafe store.pack(head, units[tile.lowerBound / length + part], key: key, value: value)
-    }
+    unsafe open.pack(
+      head,
+      upTo: tile.count / KVCacheLayout.unitLength,
+      units,
+      keyRows: staging.place(staging.keyCodes, seat, as: Int8.self),
+      valueRows: staging.place(staging.valueCodes, seat, as: Int8.self)
+    )
   }
 }
 

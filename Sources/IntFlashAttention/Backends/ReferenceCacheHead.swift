@@ -3,7 +3,8 @@
 ///
 /// The first 64 tokens are kept as they came. When they are complete they give the statistics: the mean
 /// of the keys and the unit of the values' scales. Then every token is quantised by these when it comes.
-/// Four-bit formats are rounded once more when a tile is complete, and what was lost stays lost.
+/// Four-bit formats are rounded once more when a tile is complete, and what was lost stays lost: 64 tokens
+/// that are in four bits stay as they are, also where a cut tile is completed again.
 struct ReferenceCacheHead: Sendable {
   private let recipe: QuantizationRecipe
   private let headDimension: Int
@@ -27,6 +28,8 @@ struct ReferenceCacheHead: Sendable {
   private(set) var reciprocals: [Float] = []
   /// The first token of each tile whose value is far larger than those that the unit is from.
   private(set) var outliers: [Int] = []
+  /// Tokens before this, a multiple of 64, are in four bits where the recipe has them.
+  private var roundedCount = 0
 
   init(_ layout: KVCacheLayout) {
     recipe = layout.recipe
@@ -65,7 +68,10 @@ struct ReferenceCacheHead: Sendable {
     }
     let start = recipe.tileStart(of: position, tileLength: recipe.tileLength)
     let length = start == 0 ? recipe.firstTileLength : recipe.tileLength
-    if count == start + length { close(start..<count) }
+    if count == start + length {
+      close(max(start, roundedCount)..<count)
+      roundedCount = count
+    }
   }
 
   /// Takes the statistics from the first tokens, and quantises them.
@@ -146,5 +152,6 @@ struct ReferenceCacheHead: Sendable {
     keyScales.removeLast(max(keyScales.count - codes, 0))
     reciprocals.removeLast(max(reciprocals.count - codes, 0))
     outliers.removeAll { $0 >= codes }
+    roundedCount = min(roundedCount, codes / KVCacheLayout.unitLength * KVCacheLayout.unitLength)
   }
 }

@@ -131,7 +131,9 @@ final class ReferenceCacheSequence: KVCacheSequence {
     largestKey = other.largestKey
   }
 
-  func fork() -> any KVCacheSequence { ReferenceCacheSequence(forkOf: self) }
+  func fork(count: Int, units: [Int32]) -> any KVCacheSequence {
+    ReferenceCacheSequence(forkOf: self)
+  }
 
   func check(_ tokens: KVCacheTokens) throws(AttentionError) {
     let key = try InputCheck.largest(of: tokens.key, .key, recipe.key)

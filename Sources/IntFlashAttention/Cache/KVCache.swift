@@ -71,7 +71,7 @@ public final class KVCache {
     firstPosition = other.firstPosition
     pages = other.pages
     units = other.units
-    sequence = other.sequence.fork()
+    sequence = other.sequence.fork(count: other.count, units: other.units)
     pool.share(pages[...])
   }
 

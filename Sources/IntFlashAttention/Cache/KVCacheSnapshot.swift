@@ -11,6 +11,7 @@
 /// | `key.int4` | I8 [Hkv, c / 32, 18 · D]: [D][16] pairs of codes, [D] steps, [D] offsets | `int4`, `int4KeyValue` |
 /// | `value.int4` | I8 [Hkv, c, ⌈Dv / 2⌉ + 2 ⌈Dv / 16⌉]: pairs, steps, offsets | `int4KeyValue` |
 /// | `open.key`, `open.value` | I8 [Hkv, n − c, D or Dv], the unfinished tile in 8 bits | `int4`, `int4KeyValue` |
+/// | `open.reopened` | F32 [1]: 64s of these tokens that come from 4 bits, after a truncation | `int4`, `int4KeyValue` |
 /// | `key.scale`, `value.weight` | F32 [Hkv, n]: scales of keys, n of the values' scales unit / n | integers |
 /// | `outlier` | I8 [Hkv, tiles]: the first outlier of a tile, or −1 | integers |
 /// | `largest` | F32 [1]: the largest magnitude among all keys that came | all |
@@ -74,6 +75,7 @@ public struct KVCacheSnapshot: Sendable {
     case valueInt4 = "value.int4"
     case openKey = "open.key"
     case openValue = "open.value"
+    case reopened = "open.reopened"
     case keyScale = "key.scale"
     case valueWeight = "value.weight"
     case outlier, largest, key, value

@@ -32,6 +32,7 @@ struct KVCacheSnapshotCheck {
       result[.keyInt4] = (.int8, [heads, closed / 32, 18 * d])
       result[.openKey] = (.int8, [heads, stored - closed, d])
       result[.openValue] = (.int8, [heads, stored - closed, dv])
+      result[.reopened] = (.float32, [1])
     } else {
       result[.keyCodes] = (.int8, [heads, stored, d])
     }
@@ -82,6 +83,9 @@ struct KVCacheSnapshotCheck {
       try check(name, part.bytes) { $0 != 0x80 }
     case .keyScale, .largest:
       try checkFloats(name, part, below: .greatestFiniteMagnitude) { $0 >= 0 }
+    case .reopened:
+      let most = Float((snapshot.storedCount - snapshot.closedCount) / KVCacheLayout.unitLength)
+      try checkFloats(name, part, below: most.nextUp) { $0 >= 0 && $0 == $0.rounded() }
     case .valueWeight:
       // Whole where it fits 8 bits.
       try checkFloats(name, part, below: 128) {

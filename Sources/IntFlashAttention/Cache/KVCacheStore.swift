@@ -48,8 +48,8 @@ package protocol KVCacheSequence: AnyObject {
   func append(_ tokens: KVCacheTokens, count: Int, units: [Int32])
   /// Forgets all but the first `count` tokens.
   func truncate(to count: Int, units: [Int32])
-  /// An independent sequence with the same tokens, in the same units.
-  func fork() -> any KVCacheSequence
+  /// An independent sequence with the same `count` tokens, in the same units.
+  func fork(count: Int, units: [Int32]) -> any KVCacheSequence
   /// The tensors of a snapshot of the first `count` tokens, which are all there are.
   func parts(count: Int, units: [Int32]) throws(AttentionError) -> [String: KVCacheSnapshot.Part]
   /// Whether `restore` does something.
