@@ -151,7 +151,9 @@ final class CPUCacheSequence: KVCacheSequence {
   // MARK: Truncate
 
   func truncate(to count: Int, units: [Int32]) {
-    for head in outliers.indices { outliers[head].removeAll { $0 >= count } }
+    // Below the first tile they are found anew, with its statistics.
+    let known = count < CPUFirstTile.length ? 0 : count
+    for head in outliers.indices { outliers[head].removeAll { $0 >= known } }
     if count < CPUFirstTile.length, first.isFrozen {
       own(&first)
       first.isFrozen = false
