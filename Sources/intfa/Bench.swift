@@ -120,7 +120,8 @@ struct Bench: ParsableCommand {
     var report = Report(DecodeBench.columns)
     for shape in shapes {
       progress.advance(0, next: "\(shape.keyValueLength) keys, D = \(shape.headDimension)")
-      for backend in backends { try bench.measure(shape, on: backend, into: &report) }
+      let additions = try added.additions(queryHeadCount: shape.queryHeadCount)
+      for backend in backends { try bench.measure(shape, additions, on: backend, into: &report) }
       progress.advance(1)
     }
     progress.clear()

@@ -48,6 +48,7 @@ struct DecodeBench {
   /// Adds a row per precision.
   func measure(
     _ shape: AttentionShape,
+    _ additions: borrowing Additions,
     on backend: any AttentionBackend,
     into report: inout Report
   ) throws {
@@ -56,13 +57,17 @@ struct DecodeBench {
       seed: seed,
       elementType: elementType
     )
-    let exact = try operands.exact(lastRows: 1, options)
-    var output = try Tensor(.float32, shape: shape.outputShape)
+    let exact = try operands.exact(lastRows: 1, options, additions)
+    // The single queries of all sequences side by side.
+    var output = try Tensor(
+      .float32,
+      shape: [shape.queryHeadCount, shape.batchCount, shape.valueDimension]
+    )
     var entries = try precisions.map { precision in
       try entry(precision, shape, operands, on: backend)
     }
     for index in entries.indices {
-      try decode(entries[index], operands, into: output.mutableView)
+      try decode(entries[index], operands, additions, into: output.mutableView)
       entries[index].error = AccuracyReport(
         Self.batchMajor(output.copyFloats(), shape),
         against: exact
@@ -75,7 +80,7 @@ struct DecodeBench {
         let entry = entries[index]
         entries[index].readTimes.measure { entry.bandwidth.read() }
         try entries[index].times.measure {
-          try decode(entry, operands, into: output.mutableView)
+          try decode(entry, operands, additions, into: output.mutableView)
         }
         try entries[index].appendTimes.measure { try append(entry, operands) }
         try entry.caches[0].truncate(to: shape.keyValueLength)
@@ -129,12 +134,16 @@ struct DecodeBench {
   private func decode(
     _ entry: Entry,
     _ operands: borrowing Operands,
+    _ additions: borrowing Additions,
     into output: borrowing MutableTensorView
   ) throws {
     try entry.plan.run(
       query: operands.query.view.permuted([2, 1, 0, 3]),
       offsets: Array(0...entry.caches.count),
       caches: entry.caches,
+      mask: additions.packedMask(),
+      alibiSlopes: additions.slopesView,
+      sinks: additions.sinksView,
       into: output
     )
   }

@@ -9,7 +9,8 @@ struct Explain: ParsableCommand {
       Tables give one plan after the other; memory is counted beside inputs and outputs. JSON keys: \
       precision backend isa batch queryHeads keyValueHeads queryLength keyValueLength \
       headDimension valueDimension mask softmaxScale softcap threads kernels tileLengths \
-      queryBlockLength workItems workspaceBytes keyValueBytesPerToken operations.
+      queryBlockLength workItems workspaceBytes keyValueBytesPerToken cacheBytesPerToken operations. \
+      cacheBytesPerToken is what a key/value cache takes, null where the precision has none.
       """
   )
 
@@ -30,6 +31,7 @@ struct Explain: ParsableCommand {
         Column("workItems", "work items"),
         Column("workspaceBytes", "workspace bytes"),
         Column("keyValueBytesPerToken", "bytes per token and key/value head"),
+        Column("cacheBytesPerToken", "the same in a cache"),
         Column("operations", "operations"),
       ]
     )
@@ -51,10 +53,24 @@ struct Explain: ParsableCommand {
           .integer(summary.workItemCount),
           .integer(summary.workspaceByteCount),
           .number(summary.keyValueBytesPerToken),
+          .optional(cacheBytes(shape, on: backend)),
           .number(plan.descriptor.operationCount),
         ]
       )
     }
     output.print(report, upright: true)
+  }
+
+  /// Bytes per token and head of a cache; nil where there is none.
+  private func cacheBytes(_ shape: AttentionShape, on backend: any AttentionBackend) -> Double? {
+    let pool = try? KVCachePool(
+      keyValueHeadCount: 1,
+      headDimension: shape.headDimension,
+      valueDimension: shape.valueDimension,
+      capacity: 1,
+      precision: precision.precision,
+      on: backend
+    )
+    return pool?.bytesPerToken
   }
 }

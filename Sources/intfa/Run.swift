@@ -38,6 +38,12 @@ struct Run: ParsableCommand {
   @Option(help: "Element type of o.")
   var outputType = OperandType.float32
 
+  @Flag(
+    help:
+      "Put keys and values into a key/value cache and attend to that: the streaming form of PRECISION."
+  )
+  var cache = false
+
   @Flag(help: "Also write the log-sum-exp of every query row.")
   var logSumExp = false
 
@@ -117,7 +123,16 @@ struct Run: ParsableCommand {
     var sums = try Tensor(.float32, shape: logSumExp ? shape.logSumExpShape : [0])
     do {
       try timing.measure {
-        if logSumExp {
+        if cache {
+          let run = CachedRun(plan: plan, precision: precision.precision)
+          let made = try run.run(operands, additions, on: backend)
+          result = try Tensor(
+            made.output,
+            shape: shape.outputShape,
+            elementType: outputType.elementType
+          )
+          if logSumExp { sums = try Tensor(made.logSumExp, shape: shape.logSumExpShape) }
+        } else if logSumExp {
           try operands.run(
             plan,
             additions,
@@ -161,6 +176,7 @@ struct Run: ParsableCommand {
       "mask": descriptor.options.mask.name,
     ]
     if let softcap = descriptor.options.softcap { metadata["softcap"] = "\(softcap)" }
+    if cache { metadata["cache"] = "1" }
     if added.alibi { metadata["alibi"] = "1" }
     if layout != .batchHeadsTokens { metadata["layout"] = layout.rawValue }
     return metadata

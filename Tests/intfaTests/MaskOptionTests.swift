@@ -107,4 +107,93 @@ import Testing
     #expect(run.status == 64)
     #expect(run.messages.contains("--prefix"))
   }
+
+  /// `--cache` gives what attention to a cache of the same tokens gives, sequence by sequence.
+  @Test(arguments: [Precision.int8, .int4KeyValue, .bfloat16], [1, 2])
+  func cachesAreThoseOfTheLibrary(_ precision: Precision, _ batch: Int) throws {
+    let folder = try TemporaryFolder()
+    let inputs = TestInputs(try InputFiles.shape(batch: batch))
+    try InputFiles.write(inputs, to: folder.path("in.safetensors"))
+    var additions = mask(.float32)
+    additions.sinks = [1, -2, 0.5, 3]
+    additions.alibiSlopes = Alibi.slopes(headCount: 4)
+    let elements = try Tensor(additions.mask?.elements ?? [], shape: [70, 90])
+    try NpyFile.write(elements.view, to: folder.path("mask.npy"))
+    let sinks = try Tensor(additions.sinks ?? [], shape: [4])
+    try NpyFile.write(sinks.view, to: folder.path("sink.npy"))
+    let run = try CommandRun([
+      "run", folder.path("in.safetensors"), "-o", folder.path("out.safetensors"), "--cache",
+      "--precision", precision.rawValue, "--prefix", "20", "--log-sum-exp", "--alibi",
+      "--mask", folder.path("mask.npy"), "--sink", folder.path("sink.npy"),
+    ])
+    #expect(run.status == 0, "\(run.messages)")
+    let options = AttentionOptions(mask: .prefixCausal(prefix: 20))
+    var (output, logSumExp): ([Float], [Float]) = ([], [])
+    for index in 0..<batch {
+      let (tokens, query) = try Self.sequence(index, of: inputs)
+      let cache = try tokens.cache(precision)
+      try tokens.append(0..<90, to: cache)
+      let result = try query.attend(0..<70, cache, options, additions)
+      output += result.output
+      logSumExp += result.logSumExp
+    }
+    let path = folder.path("out.safetensors")
+    #expect(try InputFiles.values("o", of: path) == output)
+    #expect(try InputFiles.values("lse", of: path) == logSumExp)
+    #expect(try SafetensorsFile(path: path).metadata["cache"] == "1")
+  }
+
+  /// Tokens and queries of one sequence of a batch; they are not equally many.
+  private static func sequence(
+    _ index: Int,
+    of inputs: TestInputs
+  ) throws -> (tokens: CachedInputs, query: CachedInputs) {
+    func part(_ values: [Float], _ count: Int) -> [Float] {
+      Array(values[index * (values.count / count)..<(index + 1) * (values.count / count)])
+    }
+    let shape = inputs.shape
+    func made(queries: Int, keys: Int) throws -> TestInputs {
+      TestInputs(try InputFiles.shape(queryLength: queries, keyValueLength: keys))
+    }
+    var tokens = try made(queries: 90, keys: 90)
+    tokens.key = part(inputs.key, shape.batchCount)
+    tokens.value = part(inputs.value, shape.batchCount)
+    var query = try made(queries: 70, keys: 70)
+    query.query = part(inputs.query, shape.batchCount)
+    return (CachedInputs(tokens), CachedInputs(query))
+  }
+
+  @Test(arguments: ["float8", "int8Paper"])
+  func cachesOfOtherPrecisionsAreRefused(_ precision: String) throws {
+    let run = try CommandRun([
+      "run", folder.path("in.safetensors"), "-o", folder.path("out.safetensors"), "--cache",
+      "--precision", precision,
+    ])
+    #expect(run.status != 0)
+    #expect(run.messages.contains("has no key/value cache"), "\(run.messages)")
+  }
+
+  /// The error column is against exact attention under the same mask.
+  @Test func decodingTakesMasksAndSequences() throws {
+    let mask = try Tensor(
+      (0..<2 * 300).map { $0 % 3 == 0 ? Float(0) : 1 },
+      shape: [2, 1, 1, 300],
+      elementType: .int8
+    )
+    try NpyFile.write(mask.view, to: folder.path("keys.npy"))
+    for backend in ["cpu", "reference"] {
+      let run = try CommandRun([
+        "bench", "--decode", "--lengths", "300", "--head-dims", "16", "--batch", "2",
+        "--query-heads", "4", "--kv-heads", "2", "--precisions", "int8,float32", "--mask",
+        folder.path("keys.npy"), "--alibi", "--repeat-seconds", "0", "--format", "json",
+        "--backend", backend,
+      ])
+      #expect(run.status == 0, "\(run.messages)")
+      for (row, precision) in zip(try run.objects(), [Precision.int8, .float32]) {
+        let error = try #require(row["relativeL1"] as? Double)
+        // Few rows, and channels with an offset: what a robust recipe may have.
+        #expect(error <= 2 * precision.robustnessBound, "\(backend), \(precision)")
+      }
+    }
+  }
 }

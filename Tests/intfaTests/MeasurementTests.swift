@@ -336,10 +336,11 @@ import Testing
         "precision", "backend", "isa", "batch", "queryHeads", "keyValueHeads", "queryLength",
         "keyValueLength", "headDimension", "valueDimension", "mask", "softmaxScale", "softcap",
         "threads", "kernels", "tileLengths", "queryBlockLength", "workItems", "workspaceBytes",
-        "keyValueBytesPerToken", "operations",
+        "keyValueBytesPerToken", "cacheBytesPerToken", "operations",
       ]
     )
     let object = try #require(run.objects().first)
+    #expect(object["cacheBytesPerToken"] as? Double == 209)
     #expect(object["tileLengths"] as? [Int] == [64, 128])
     #expect(object["mask"] as? String == "causal")
   }

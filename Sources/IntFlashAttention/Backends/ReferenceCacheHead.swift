@@ -48,7 +48,9 @@ struct ReferenceCacheHead: Sendable {
 
   /// Stores tokens; rows of D and Dv.
   mutating func append(key: HeadRows, value: HeadRows) {
-    for token in 0..<key.count { append(key: Array(key.row(token)), value: Array(value.row(token))) }
+    for token in 0..<key.count {
+      append(key: Array(key.row(token)), value: Array(value.row(token)))
+    }
   }
 
   private mutating func append(key: [Float], value: [Float]) {

@@ -30,8 +30,9 @@ struct ReferenceHead: Sendable {
   private let weight: [Double]
   private let sumsCodes: Bool
   private let tileLength: Int
-  /// Caches: positions of values far larger than the others, one per tile. A row that sees one takes its
-  /// tile as a head with an outlier has all tiles.
+  /// Positions of values far larger than the others, one per tile of a cache.
+  ///
+  /// A row that sees one takes its tile as a head with an outlier has all tiles.
   private let outliers: [Int]
   /// What the output is multiplied by, per channel.
   private let outputScale: [Double]

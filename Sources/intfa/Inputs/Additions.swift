@@ -38,6 +38,37 @@ struct Additions: ~Copyable {
     get { sinks.shape == [0] ? nil : sinks.view }
   }
 
+  /// The mask as attention to caches takes it, with the single queries of all sequences side by side:
+  /// [B, Hq, 1, Nk] seen as [Hq, B, Nk].
+  ///
+  /// - Throws: `AttentionError` for a mask that does not broadcast.
+  @_lifetime(borrow self)
+  func packedMask() throws(AttentionError) -> TensorView? {
+    guard let mask = maskView, mask.rank == 4 else { return maskView }
+    return try mask.permuted([2, 1, 0, 3])
+  }
+
+  /// The mask of one sequence of [B, Hq, Nq, Nk].
+  ///
+  /// - Throws: `AttentionError` where there is no such sequence.
+  @_lifetime(borrow self)
+  func mask(ofBatch batch: Int) throws(AttentionError) -> TensorView? {
+    guard let mask = maskView, mask.rank == 4, mask.shape[0] > 1 else { return maskView }
+    return try mask.tokens(0..<mask.shape[2], ofBatch: batch)
+  }
+
+  /// The sinks of one sequence, [Hq], without elements where there are none.
+  ///
+  /// - Throws: `AttentionError` where there is no memory.
+  func sinks(ofBatch batch: Int) throws(AttentionError) -> Tensor {
+    let numbers = sinks.copyFloats()
+    guard sinks.shape.count == 2, batch < sinks.shape[0] else {
+      return try Tensor(numbers, shape: sinks.shape)
+    }
+    let heads = sinks.shape[1]
+    return try Tensor(Array(numbers[batch * heads..<(batch + 1) * heads]), shape: [heads])
+  }
+
   /// The same for the last query rows of each head.
   ///
   /// - Throws: `AttentionError` where there is no memory.

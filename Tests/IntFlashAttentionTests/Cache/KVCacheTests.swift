@@ -103,6 +103,28 @@ import Testing
     #expect(repeated)
   }
 
+  /// Below 64 tokens statistics are taken anew, and with them what counts as an outlier.
+  @Test func outliersOfForgottenStatisticsAreForgotten() throws {
+    var inputs = TestInputs(try CachedInputs(length: 200).shape, .normal, seed: 6)
+    let d = inputs.shape.valueDimension
+    let other = inputs
+    for head in 0..<2 {
+      for token in 0..<200 where token == 10 || token >= 20 {
+        for channel in 0..<d { inputs.value[(head * 200 + token) * d + channel] *= 6 }
+      }
+    }
+    let sequence = CachedInputs(inputs)
+    let expected = try whole(sequence, .int8)
+    let cache = try sequence.cache(.int8)
+    try sequence.append(0..<20, to: cache)
+    // Token 10 stands out among these.
+    try CachedInputs(other).append(20..<100, to: cache)
+    try cache.truncate(to: 20)
+    try sequence.append(20..<200, to: cache)
+    let isSame = try sequence.attend(0..<200, cache) == expected
+    #expect(isSame)
+  }
+
   /// Pages of a pool come back in another order than they were taken, and are found again.
   @Test(arguments: precisions, [64, 192])
   func pagesAnywhereGiveTheSameBits(_ precision: Precision, _ pageLength: Int) throws {
