@@ -133,7 +133,7 @@ public func intfa_plan_run(
 ) -> intfa_status {
   status { () throws(AttentionError) in
     let object = unsafe try Handle.object(plan, "plan", as: PlanObject.self)
-    try CallOperands(unsafe operands).run(object.plan)
+    unsafe try CallOperands(operands).run(object.plan)
   }
 }
 

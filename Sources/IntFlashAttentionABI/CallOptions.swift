@@ -44,7 +44,7 @@ extension AttentionOptions {
       softmaxScale: unsafe options.softmax_scale.map { unsafe $0.pointee },
       softcap: unsafe options.softcap.map { unsafe $0.pointee },
       mask: unsafe try AttentionMask(options),
-      blocks: unsafe try shape.flatMap { (shape) throws(AttentionError) in
+      blocks: try shape.flatMap { (shape) throws(AttentionError) in
         unsafe try VisibleBlocks(blocks, shape)
       }
     )
@@ -128,7 +128,7 @@ extension VisibleBlocks {
             + "key blocks"
         )
       }
-      lists.append(unsafe (first..<end).map { unsafe Int(visible[$0]) })
+      lists.append((first..<end).map { unsafe Int(visible[$0]) })
     }
     try self.init(queryBlockLength: queryLength, keyBlockLength: keyLength, visible: lists)
   }

@@ -63,7 +63,7 @@ public func intfa_get_device(
     result.major = Int32(found.major)
     result.minor = Int32(found.minor)
     result.memory_byte_count = Int64(found.memoryByteCount)
-    withUnsafeMutableBytes(of: &result.name) { name in
+    unsafe withUnsafeMutableBytes(of: &result.name) { name in
       unsafe name.copyBytes(from: Array(found.name.utf8.prefix(name.count - 1)))
     }
     unsafe try CStruct.write(result, to: description, "description")

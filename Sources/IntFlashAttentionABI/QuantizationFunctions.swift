@@ -155,7 +155,8 @@ public func intfa_dequantize(
     let object = unsafe try object(quantized)
     let output = unsafe try CTensor.operand(output, "output").batched("output", rank: 4)
     try CTensor.requireOutput(output, "output", shape: object.tensor.shape)
-    CTensor.write(try object.tensor.dequantized().view, to: output)
+    let values = try object.tensor.dequantized()
+    CTensor.write(values.view, to: output)
   }
 }
 
