@@ -9,6 +9,7 @@ enum CStruct {
   ///   - pointer: of the caller.
   ///   - name: of the argument.
   ///   - zero: a struct of zeros.
+  /// - Returns: a copy.
   /// - Throws: `AttentionError` with code `.invalidArgument` for NULL or a size that no version of
   ///   the struct has.
   static func read<Struct>(

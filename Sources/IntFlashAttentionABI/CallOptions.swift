@@ -22,10 +22,9 @@ extension Precision {
 }
 
 extension AttentionOptions {
-  /// - Parameters:
-  ///   - pointer: NULL is all defaults.
-  ///   - mask: that of the defaults.
-  ///   - shape: what blocks have to fit; nil where they are refused.
+  /// The options of a struct; NULL is all defaults, with this mask.
+  ///
+  /// `shape` is what blocks have to fit; nil where they are refused.
   init(
     _ pointer: UnsafePointer<intfa_options>?,
     default mask: AttentionMask = .full,

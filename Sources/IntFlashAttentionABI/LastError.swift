@@ -1,4 +1,5 @@
-// swift-format-ignore-file: AlwaysUseLowerCamelCase
+// Names are those of the header, which documents them.
+// swift-format-ignore-file: AlwaysUseLowerCamelCase, AllPublicDeclarationsHaveDocumentation
 #if canImport(Glibc)
 import Glibc
 #elseif canImport(Musl)
@@ -11,21 +12,23 @@ import IntFlashAttention
 
 /// The message of the last failed call, of each thread its own.
 enum LastError {
-  private static let key: pthread_key_t = {
+  /// nil where the process has no key left: then there are statuses, but no messages.
+  private static let key: pthread_key_t? = {
     var key = pthread_key_t()
-    // Without a key there are statuses, but no messages.
-    _ = unsafe pthread_key_create(&key) { unsafe free($0) }
-    return key
+    return unsafe pthread_key_create(&key) { unsafe free($0) } == 0 ? key : nil
   }()
 
   static func set(_ message: String) {
-    let old = unsafe pthread_getspecific(key)
-    _ = unsafe pthread_setspecific(key, strdup(message))
-    unsafe free(old)
+    guard let key else { return }
+    let (old, new) = unsafe (pthread_getspecific(key), strdup(message))
+    let isKept = unsafe pthread_setspecific(key, new) == 0
+    unsafe free(isKept ? old : UnsafeMutableRawPointer(new))
   }
 
   static var text: UnsafePointer<CChar> {
-    guard let text = unsafe pthread_getspecific(key) else { return unsafe CText.permanent("") }
+    guard let key, let text = unsafe pthread_getspecific(key) else {
+      return unsafe CText.permanent("")
+    }
     return unsafe UnsafePointer(text.assumingMemoryBound(to: CChar.self))
   }
 }

@@ -10,9 +10,10 @@ INTFA_BEGIN_DECLARATIONS
 /* Memory for the tokens of many sequences, in pages that sequences can share. */
 typedef struct intfa_kv_pool intfa_kv_pool;
 
-/* One sequence of tokens. What a token is stored as depends on the tokens before it only: a prefill in
-   one piece, in chunks or token by token gives the same bits (4-bit precisions: for chunks that end at
-   positions 64 + 128 n). */
+/* One sequence of tokens. What a token is stored as depends on the tokens before it only: a prefill
+   in one piece, in chunks or token by token gives the same bits. For "int4" and "int4KeyValue" that
+   holds for chunks that end at positions 64 + 128 n; for "bfloat16" and "float32" the last bits
+   depend on where pages lie. */
 typedef struct intfa_kv_cache intfa_kv_cache;
 
 /* Sizes of a pool. */
@@ -29,8 +30,8 @@ typedef struct intfa_kv_pool_shape {
   int64_t page_length;
 } intfa_kv_pool_shape;
 
-/* Reserves memory. precision: "int8" (NULL), "int4", "int4KeyValue", "bfloat16" or "float32". backend:
-   NULL or "cpu". */
+/* Reserves memory. precision: "int8" (NULL), "int4", "int4KeyValue", "bfloat16" or "float32".
+   backend: NULL or "cpu". */
 intfa_status intfa_kv_pool_create(const intfa_kv_pool_shape *shape, const char *precision,
                                   const intfa_backend *backend, intfa_kv_pool **pool);
 
@@ -90,14 +91,14 @@ typedef struct intfa_kv_operands {
   /* The sequences; one may occur several times. */
   const intfa_kv_cache *const *caches;
   int64_t cache_count;
-  /* Sequence i has the queries offsets[i] to offsets[i + 1] - 1: cache_count + 1 numbers from 0 to T,
-     none smaller than the one before. NULL, for one cache only: it has all. */
+  /* Sequence i has the queries offsets[i] to offsets[i + 1] - 1: cache_count + 1 numbers from 0 to
+     T, none smaller than the one before. NULL, for one cache only: it has all. */
   const int64_t *offsets;
 } intfa_kv_operands;
 
-/* Attention of the last tokens of sequences, whose keys and values are in their caches. All caches are
-   of this pool. options: NULL is causal with the other defaults. The bits of a row do not depend on
-   what else is in the call. */
+/* Attention of the last tokens of sequences, whose keys and values are in their caches. All caches
+   are of this pool. options: NULL is causal with the other defaults. The bits of a row do not
+   depend on what else is in the call. */
 intfa_status intfa_kv_cache_run(const intfa_kv_pool *pool, const intfa_kv_operands *operands,
                                 const intfa_options *options);
 

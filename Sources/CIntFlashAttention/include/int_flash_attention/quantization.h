@@ -11,8 +11,8 @@ typedef int32_t intfa_operand_kind;
 
 enum { INTFA_QUERY = 0, INTFA_KEY = 1, INTFA_VALUE = 2 };
 
-/* A quantised tensor: value = code * scale, rotated back and with the mean added where the recipe has
-   them. */
+/* A quantised tensor: value = code * scale, rotated back and with the mean added where the recipe
+   has them. */
 typedef struct intfa_quantized intfa_quantized;
 
 /* Quantises [B, H, N, D] or [H, N, D] in float32, float16 or bfloat16. precision: as in
@@ -25,7 +25,8 @@ typedef int32_t intfa_quantized_part;
 enum {
   /* [B, H, N, D]: int8, int4 or float8. 4-bit codes of groups are stored as code - 8. */
   INTFA_CODES = 0,
-  /* float32: [B, H, N] per token, [B, H, blocks] per block, [B, H] per tensor, [B, H, D] per channel. */
+  /* float32: [B, H, N] per token, [B, H, blocks] per block, [B, H] per tensor, [B, H, D] per
+     channel. */
   INTFA_SCALES = 1,
   /* float32 [B, H, D]: the means that were subtracted; rank 0 where there are none. */
   INTFA_MEANS = 2,
@@ -35,8 +36,8 @@ enum {
   INTFA_OFFSETS = 4
 };
 
-/* Lets `tensor` describe a part, row-major. The memory belongs to `quantized`, is not to be written and
-   is valid as long as it. tensor->struct_size is set by the caller. */
+/* Lets `tensor` describe a part, row-major. The memory belongs to `quantized`, is not to be written
+   and is valid as long as it. tensor->struct_size is set by the caller. */
 intfa_status intfa_quantized_get(const intfa_quantized *quantized, intfa_quantized_part part,
                                  intfa_tensor *tensor);
 

@@ -44,8 +44,8 @@ enum {
   INTFA_OUT_OF_PAGES = 11
 };
 
-/* Why the last failed call of this thread failed: it names the argument, its value and the rule. UTF-8,
-   never NULL, "" before the first failure; valid until another call of this thread fails. */
+/* Why the last failed call of this thread failed: it names the argument, its value and the rule.
+   UTF-8, never NULL, "" before the first failure; valid until another call of this thread fails. */
 const char *intfa_last_error(void);
 
 /* The name of a status, for instance "INTFA_SHAPE_MISMATCH"; "unknown status" for other numbers. */
