@@ -19,6 +19,7 @@ let package = Package(
     .library(name: "IntFlashAttention", targets: ["IntFlashAttention"]),
     .library(name: "IntFlashAttentionCUDA", targets: ["IntFlashAttentionCUDA"]),
     .library(name: "TensorFiles", targets: ["TensorFiles"]),
+    .library(name: "int_flash_attention", type: .dynamic, targets: ["IntFlashAttentionABI"]),
     .executable(name: "intfa", targets: ["intfa"]),
   ],
   dependencies: [
@@ -42,6 +43,12 @@ let package = Package(
     .target(
       name: "TensorFiles",
       dependencies: ["IntFlashAttention"],
+      swiftSettings: swiftSettings
+    ),
+    .target(name: "CIntFlashAttention"),
+    .target(
+      name: "IntFlashAttentionABI",
+      dependencies: ["CIntFlashAttention", "IntFlashAttention", "IntFlashAttentionCUDA"],
       swiftSettings: swiftSettings
     ),
     .executableTarget(

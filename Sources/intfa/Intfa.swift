@@ -1,4 +1,5 @@
 import ArgumentParser
+import IntFlashAttention
 
 /// The command line: a verb parses, calls the library and prints.
 @main
@@ -22,7 +23,7 @@ struct Intfa: ParsableCommand {
   )
 
   /// The version of the tool and of the library that it was built with.
-  static let version = "0.1.0"
+  static let version = Library.version
 
   static func main() {
     Interruption.install()

@@ -20,13 +20,18 @@ final class CPUMemory: @unchecked Sendable {
   }
 
   /// What a block shall have: regions are added, then the memory is taken.
+  ///
+  /// More than any machine has stays that: the count does not overflow.
   struct Layout: Sendable {
     private(set) var byteCount = 0
 
     mutating func take(_ bytes: Int, parts: Int = 1) -> Region {
       let stride = CPUTileSizes.padded(bytes, to: 64)
-      defer { byteCount += stride * parts }
-      return Region(offset: byteCount, stride: stride)
+      let region = Region(offset: byteCount, stride: stride)
+      let (added, overflow) = stride.multipliedReportingOverflow(by: parts)
+      let (sum, sumOverflow) = byteCount.addingReportingOverflow(added)
+      byteCount = overflow || sumOverflow ? Int.max : sum
+      return region
     }
   }
 

@@ -1,7 +1,7 @@
 /// Memory rules of an output: no element shares a place with another one or with an input.
-enum OverlapCheck {
+package enum OverlapCheck {
   /// Refuses two tensors whose memory ranges touch.
-  static func requireDisjoint(
+  package static func requireDisjoint(
     _ output: borrowing TensorView,
     _ outputName: String,
     _ input: borrowing TensorView,
@@ -20,7 +20,7 @@ enum OverlapCheck {
   ///
   /// Each stride must step over all that the smaller ones reach. This also refuses a few
   /// interleavings that do not collide, which no caller has needed.
-  static func requireDistinctElements(
+  package static func requireDistinctElements(
     _ view: borrowing TensorView,
     name: String
   ) throws(AttentionError) {

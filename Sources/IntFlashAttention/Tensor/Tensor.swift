@@ -26,7 +26,7 @@ public struct Tensor: ~Copyable, @unchecked Sendable {
   ///   overflows, `.outOfMemory` where the memory cannot be had.
   public init(_ elementType: ElementType, shape: [Int]) throws(AttentionError) {
     let count = try TensorGeometry.storageCount(shape, elementType)
-    guard let bytes = elementType.byteCount(elementCount: count), bytes <= Int.max - 64 else {
+    guard let bytes = elementType.byteCount(elementCount: count) else {
       throw AttentionError(.invalidArgument, "shape \(shape): its size in bytes overflows")
     }
     let storage = unsafe AlignedMemory.allocate(byteCount: bytes)
@@ -146,6 +146,7 @@ package enum AlignedMemory {
   ///
   /// At least one cache line, whole lines.
   package static func allocate(byteCount: Int, zeroed: Bool = true) -> UnsafeMutableRawPointer? {
+    guard byteCount <= Int.max - 63 else { return nil }
     var pointer: UnsafeMutableRawPointer?
     let padded = (max(byteCount, 1) + 63) & ~63
     guard unsafe posix_memalign(&pointer, 64, padded) == 0, let pointer = unsafe pointer else {

@@ -22,6 +22,21 @@ package enum TensorGeometry {
     return strides
   }
 
+  /// Strides without those that are never stepped along, which may be any numbers.
+  ///
+  /// They are 0 along dimensions of one element, and row-major where there are no elements or none are
+  /// given.
+  package static func usedStrides(
+    _ shape: [Int],
+    _ strides: [Int]?,
+    _ type: ElementType
+  ) -> [Int] {
+    guard let strides, strides.count == shape.count, !shape.contains(0) else {
+      return contiguousStrides(shape, type)
+    }
+    return zip(shape, strides).map { $0 == 1 ? 0 : $1 }
+  }
+
   /// Elements that a row-major tensor of this shape takes, padding of `.int4` rows included.
   ///
   /// - Throws: `.invalidArgument` for a negative size or a product beyond `Int`; sizes of 0 count as

@@ -11,7 +11,7 @@ public struct TensorView: ~Escapable {
   public let elementType: ElementType
   /// Sizes, outermost first.
   public let shape: [Int]
-  /// Distance between neighbours along each dimension, in elements.
+  /// Distance between neighbours along each dimension, in elements; 0 where there are none.
   public let strides: [Int]
 
   @_lifetime(immortal)
@@ -47,7 +47,8 @@ public struct TensorView: ~Escapable {
     let type = Element.elementType
     _ = try TensorGeometry.storageCount(shape, type)
     let strides = strides ?? TensorGeometry.contiguousStrides(shape, type)
-    if let reach = try TensorGeometry.reach(shape: shape, strides: strides, offset: offset) {
+    let reach = try TensorGeometry.reach(shape: shape, strides: strides, offset: offset)
+    if let reach {
       guard reach.lowerBound >= 0, reach.upperBound < count else {
         throw AttentionError(
           .invalidArgument,
@@ -57,12 +58,13 @@ public struct TensorView: ~Escapable {
       }
     }
     let pointer = unsafe elements.withUnsafeBytes { $0.baseAddress }
-    let start = unsafe pointer.map { unsafe $0 + offset * MemoryLayout<Element>.stride }
+    let bytes = reach == nil ? 0 : offset * MemoryLayout<Element>.stride
+    let start = unsafe pointer.map { unsafe $0 + bytes }
     let view = unsafe TensorView(
       unsafeBase: start ?? TensorView.nothing,
       elementType: type,
       shape: shape,
-      strides: strides
+      strides: TensorGeometry.usedStrides(shape, strides, type)
     )
     self = unsafe _overrideLifetime(view, copying: elements)
   }

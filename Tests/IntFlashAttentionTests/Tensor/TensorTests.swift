@@ -54,6 +54,25 @@ import Testing
     #expect(error?.code == .invalidArgument)
   }
 
+  /// Along one element, and where there are none, no stride is ever used.
+  @Test func strideWithoutNeighboursMayBeAnything() throws {
+    let values: [Float] = [0, 1, 2, 3, 4, 5]
+    let one = try TensorView(values.span, shape: [1, 1, 2, 3], strides: [.max, .min, 3, 1])
+    #expect(one.copyFloats() == values)
+    #expect(one.byteRange != nil)
+    #expect(try Quantizer(.int8(.token)).quantize(one).shape == [1, 1, 2, 3])
+    let none = try TensorView(
+      values.span,
+      shape: [3, 2, 0, 3],
+      strides: [.max, .max, .min, 1],
+      offset: .max
+    )
+    #expect(none.copyFloats() == [])
+    #expect(none.byteRange == nil)
+    #expect(try Quantizer(.int8(.token)).quantize(none).shape == [3, 2, 0, 3])
+    #expect(try attention(query: none, key: none, value: none).count == 0)
+  }
+
   @Test func refusesShapesThatOverflowAndValuesThatDoNotFill() {
     for shape in [[Int.max, 2], [-1], [1 << 40, 1 << 40], [0, 1 << 62, 4], [1 << 62, 4, 0]] {
       let error = #expect(throws: AttentionError.self) {

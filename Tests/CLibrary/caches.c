@@ -1,0 +1,249 @@
+/* Caches: chunks, forks, truncation and packed calls give the bits of one prefill. */
+#include <math.h>
+
+#include "test.h"
+
+enum { HEADS = 4, KV_HEADS = 2, D = 64, LENGTH = 300 };
+
+static array keys, values, queries;
+
+static intfa_kv_pool *make_pool(const char *precision, int64_t capacity) {
+  intfa_kv_pool_shape shape = {.struct_size = sizeof shape,
+                               .key_value_head_count = KV_HEADS,
+                               .head_dimension = D,
+                               .value_dimension = D,
+                               .capacity = capacity,
+                               .page_length = 64};
+  intfa_kv_pool *pool = NULL;
+  OK(intfa_kv_pool_create(&shape, precision, NULL, &pool));
+  return pool;
+}
+
+static void append(intfa_kv_cache *cache, int64_t begin, int64_t end) {
+  array k = tokens(&keys, begin, end), v = tokens(&values, begin, end);
+  OK(intfa_kv_cache_append(cache, view(&k), view(&v)));
+}
+
+/* Attention of the last queries of one sequence of `count` tokens. */
+static array run(intfa_kv_pool *pool, intfa_kv_cache *cache, int64_t count, int64_t rows,
+                 array *sums) {
+  array q = tokens(&queries, count - rows, count), o = make3(INTFA_FLOAT32, HEADS, rows, D);
+  intfa_kv_operands operands = {.struct_size = sizeof operands,
+                                .query = view(&q),
+                                .output = view(&o),
+                                .log_sum_exp = sums ? view(sums) : NULL,
+                                .caches = (const intfa_kv_cache *const *)&cache,
+                                .cache_count = 1};
+  OK(intfa_kv_cache_run(pool, &operands, NULL));
+  return o;
+}
+
+static int64_t free_pages(const intfa_kv_pool *pool) {
+  intfa_kv_pool_information information = {.struct_size = sizeof information};
+  OK(intfa_kv_pool_get_information(pool, &information));
+  return information.free_page_count;
+}
+
+/* Of integers the bits are the same; sums of floats depend on where pages lie. */
+static int agree(const array *a, const array *b, int is_integer) {
+  if (is_integer) return same(a, b);
+  for (int64_t i = 0; i < count_of(a); ++i)
+    if (fabs(get(a, i) - get(b, i)) > 1e-5) return 0;
+  return 1;
+}
+
+static void test_one(const char *precision, int is_integer, double bound) {
+  intfa_kv_pool *pool = make_pool(precision, 2048);
+  int64_t all = free_pages(pool), count = 0;
+  intfa_kv_cache *whole = NULL, *cache = NULL, *fork = NULL;
+  OK(intfa_kv_cache_create(pool, &whole));
+  append(whole, 0, LENGTH);
+  array sums = make(INTFA_FLOAT32, ROW_MAJOR, 2, (int64_t[]){HEADS, LENGTH});
+  array expected = run(pool, whole, LENGTH, LENGTH, &sums);
+
+  double *exact = malloc(sizeof(double) * HEADS * LENGTH * D);
+  double *exact_sums = malloc(sizeof(double) * HEADS * LENGTH);
+  array q = make4(INTFA_FLOAT32, 1, HEADS, LENGTH, D),
+        k = make4(INTFA_FLOAT32, 1, KV_HEADS, LENGTH, D);
+  array v = make4(INTFA_FLOAT32, 1, KV_HEADS, LENGTH, D);
+  for (int64_t i = 0; i < count_of(&q); ++i) set(&q, i, get(&queries, i));
+  for (int64_t i = 0; i < count_of(&k); ++i) set(&k, i, get(&keys, i)), set(&v, i, get(&values, i));
+  intfa_options causal = {.struct_size = sizeof causal, .mask = INTFA_MASK_CAUSAL};
+  naive(&q, &k, &v, NULL, NULL, NULL, &causal, exact, exact_sums);
+  CHECK(relative_error(&expected, exact) < bound, "%s: %g", precision,
+        relative_error(&expected, exact));
+  CHECK(relative_error(&sums, exact_sums) < bound, "%s: log-sum-exp", precision);
+
+  /* In chunks that end at places where every precision gives the same bits; truncated and again. */
+  OK(intfa_kv_cache_create(pool, &cache));
+  append(cache, 0, 64);
+  append(cache, 64, 192);
+  OK(intfa_kv_cache_fork(cache, &fork));
+  append(fork, 192, LENGTH);
+  OK(intfa_kv_cache_count(cache, &count));
+  CHECK(count == 192, "count %d", (int)count);
+  append(cache, 100, 200);
+  OK(intfa_kv_cache_truncate(cache, 192));
+  append(cache, 192, LENGTH);
+  array chunks = run(pool, cache, LENGTH, LENGTH, NULL),
+        forked = run(pool, fork, LENGTH, LENGTH, NULL);
+  CHECK(agree(&expected, &chunks, is_integer), "%s: chunks give other bits", precision);
+  CHECK(agree(&expected, &forked, is_integer), "%s: a fork gives other bits", precision);
+
+  /* Decoding and a chunk in one call, queries packed. */
+  array packed = make3(INTFA_FLOAT32, HEADS, 41, D), output = make3(INTFA_FLOAT32, HEADS, 41, D);
+  for (int64_t h = 0; h < HEADS; ++h)
+    for (int64_t i = 0; i < 41; ++i)
+      for (int64_t c = 0; c < D; ++c)
+        set(&packed, (h * 41 + i) * D + c,
+            get(&queries, (h * LENGTH + (i < 40 ? LENGTH - 40 + i : LENGTH - 1)) * D + c));
+  const intfa_kv_cache *caches[] = {whole, fork, whole};
+  intfa_kv_operands operands = {.struct_size = sizeof operands,
+                                .query = view(&packed),
+                                .output = view(&output),
+                                .caches = caches,
+                                .cache_count = 3,
+                                .offsets = (int64_t[]){0, 40, 40, 41}};
+  OK(intfa_kv_cache_run(pool, &operands, NULL));
+  for (int64_t h = 0; h < HEADS; ++h)
+    for (int64_t i = 0; i < 41 * D; ++i) {
+      int64_t row = i / D < 40 ? LENGTH - 40 + i / D : LENGTH - 1;
+      double difference =
+          get(&output, h * 41 * D + i) - get(&expected, (h * LENGTH + row) * D + i % D);
+      CHECK(is_integer ? difference == 0 : fabs(difference) < 1e-5,
+            "%s: a packed call gives other bits", precision);
+    }
+
+  /* Handles may go in any order. */
+  intfa_kv_pool_information information = {.struct_size = 16};
+  OK(intfa_kv_pool_get_information(pool, &information));
+  CHECK(information.page_count == all && !information.precision, "pages %d", (int)all);
+  CHECK(free_pages(pool) < all, "pages are taken");
+  intfa_kv_cache_destroy(cache);
+  intfa_kv_cache_destroy(whole);
+  array again = run(pool, fork, LENGTH, LENGTH, NULL);
+  CHECK(agree(&expected, &again, is_integer), "%s: a fork outlives its origin", precision);
+  intfa_kv_cache *last = NULL;
+  OK(intfa_kv_cache_create(pool, &last));
+  intfa_kv_cache_destroy(fork);
+  CHECK(free_pages(pool) == all, "pages come back");
+  intfa_kv_pool_destroy(pool);
+  append(last, 0, 10);
+  intfa_kv_cache_destroy(last);
+  free(exact), free(exact_sums);
+  drop(&sums), drop(&expected), drop(&chunks), drop(&forked), drop(&packed), drop(&output),
+      drop(&again);
+  drop(&q), drop(&k), drop(&v);
+}
+
+static void test_refusals(void) {
+  intfa_kv_pool *pool = make_pool(NULL, 128), *other = make_pool(NULL, 128);
+  intfa_kv_cache *cache = NULL;
+  OK(intfa_kv_cache_create(pool, &cache));
+  array k = tokens(&keys, 0, 129), v = tokens(&values, 0, 129);
+  EXPECT(INTFA_OUT_OF_PAGES, "pages", intfa_kv_cache_append(cache, view(&k), view(&v)));
+  k = tokens(&keys, 0, 128), v = tokens(&values, 0, 127);
+  EXPECT(INTFA_SHAPE_MISMATCH, "value", intfa_kv_cache_append(cache, view(&k), view(&v)));
+  k = tokens(&keys, 0, 100), v = tokens(&values, 0, 100);
+  OK(intfa_kv_cache_append(cache, view(&k), view(&v)));
+  EXPECT(INTFA_INVALID_ARGUMENT, "count is 101", intfa_kv_cache_truncate(cache, 101));
+  EXPECT(INTFA_INVALID_ARGUMENT, "count is -1", intfa_kv_cache_truncate(cache, -1));
+  EXPECT(INTFA_INVALID_ARGUMENT, "count", intfa_kv_cache_truncate(cache, INT64_MIN));
+
+  array q = tokens(&queries, 90, 100), o = make3(INTFA_FLOAT32, HEADS, 10, D);
+  const intfa_kv_cache *caches[] = {cache, NULL};
+  intfa_kv_operands operands = {.struct_size = sizeof operands,
+                                .query = view(&q),
+                                .output = view(&o),
+                                .caches = caches,
+                                .cache_count = 1};
+  EXPECT(INTFA_INVALID_ARGUMENT, "another pool", intfa_kv_cache_run(other, &operands, NULL));
+  const int64_t bad[][3] = {
+      {1, 10, 0}, {0, 9, 0}, {0, -1, 0}, {0, INT64_MAX, 0}, {INT64_MIN, 10, 0}};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+    operands.offsets = bad[i];
+    EXPECT(INTFA_INVALID_ARGUMENT, "offsets", intfa_kv_cache_run(pool, &operands, NULL));
+  }
+  operands.offsets = (int64_t[]){0, 11, 10};
+  operands.cache_count = 2;
+  EXPECT(INTFA_INVALID_ARGUMENT, "caches[1] is NULL", intfa_kv_cache_run(pool, &operands, NULL));
+  caches[1] = cache;
+  EXPECT(INTFA_INVALID_ARGUMENT, "offsets", intfa_kv_cache_run(pool, &operands, NULL));
+  operands.offsets = NULL;
+  EXPECT(INTFA_INVALID_ARGUMENT, "offsets is NULL", intfa_kv_cache_run(pool, &operands, NULL));
+  const int64_t counts[] = {-1, INT64_MAX, INT64_MIN, (int64_t)1 << 40};
+  for (int i = 0; i < 4; ++i) {
+    operands.cache_count = counts[i];
+    EXPECT(INTFA_INVALID_ARGUMENT, "cache_count", intfa_kv_cache_run(pool, &operands, NULL));
+  }
+  operands.cache_count = 0;
+  operands.caches = NULL;
+  EXPECT(INTFA_INVALID_ARGUMENT, "offsets", intfa_kv_cache_run(pool, &operands, NULL));
+  operands.caches = caches;
+  operands.cache_count = 1;
+  operands.output = operands.query;
+  EXPECT(INTFA_OVERLAPPING_OUTPUT, "query", intfa_kv_cache_run(pool, &operands, NULL));
+  operands.output = view(&o);
+  intfa_visible_blocks blocks = {.struct_size = sizeof blocks};
+  intfa_options options = {.struct_size = sizeof options, .blocks = &blocks};
+  EXPECT(INTFA_UNSUPPORTED, "blocks", intfa_kv_cache_run(pool, &operands, &options));
+  array sums = make3(INTFA_FLOAT32, 1, HEADS, 10);
+  operands.log_sum_exp = view(&sums);
+  EXPECT(INTFA_SHAPE_MISMATCH, "logSumExp", intfa_kv_cache_run(pool, &operands, NULL));
+
+  intfa_kv_cache_destroy(cache);
+  intfa_kv_pool_destroy(pool);
+  intfa_kv_pool_destroy(other);
+  drop(&o), drop(&sums);
+}
+
+static void test_pool_shapes(void) {
+  static const int64_t bad[][5] = {
+      {0, 64, 64, 64, 64},
+      {-1, 64, 64, 64, 64},
+      {2, 0, 64, 64, 64},
+      {2, 257, 64, 64, 64},
+      {2, 64, 0, 64, 64},
+      {2, 64, INT64_MAX, 64, 64},
+      {2, 64, 64, 0, 64},
+      {2, 64, 64, -64, 64},
+      {2, 64, 64, INT64_MAX, 64},
+      {2, 64, 64, 64, 0},
+      {2, 64, 64, 64, 63},
+      {2, 64, 64, 64, INT64_MAX - 63},
+      {2, 64, 64, 64, INT64_MIN},
+      {INT64_MAX, 64, 64, 64, 64},
+      {INT64_MAX, 1, 1, 1, 64},
+      {(int64_t)1 << 50, 1, 1, 1, 64},
+      {(int64_t)1 << 40, 1, 1, 1, 1 << 30},
+      {(int64_t)1 << 33, 256, 256, 1 << 20, 64},
+      {(int64_t)1 << 26, 256, 256, 1 << 22, 64},
+  };
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+    intfa_kv_pool_shape shape = {sizeof shape, 0,         bad[i][0], bad[i][1],
+                                 bad[i][2],    bad[i][3], bad[i][4]};
+    static const char *const precisions[] = {"int8", "int4KeyValue", "float32"};
+    for (int p = 0; p < 3; ++p) {
+      intfa_kv_pool *pool = NULL;
+      intfa_status status = intfa_kv_pool_create(&shape, precisions[p], NULL, &pool);
+      CHECK(status == INTFA_INVALID_ARGUMENT || status == INTFA_OUT_OF_MEMORY, "pool %d: %s",
+            (int)i, intfa_status_name(status));
+      CHECK(!pool, "a pool despite an error");
+    }
+  }
+}
+
+void test_caches(void) {
+  keys = make3(INTFA_FLOAT32, KV_HEADS, LENGTH, D);
+  values = make3(INTFA_FLOAT32, KV_HEADS, LENGTH, D);
+  queries = make3(INTFA_FLOAT32, HEADS, LENGTH, D);
+  fill(&keys, 1), fill(&values, 2), fill(&queries, 3);
+  test_one(NULL, 1, 3e-2);
+  test_one("int4", 1, 1e-1);
+  test_one("int4KeyValue", 1, 2e-1);
+  test_one("bfloat16", 0, 1e-2);
+  test_one("float32", 0, 2e-6);
+  test_refusals();
+  test_pool_shapes();
+  drop(&keys), drop(&values), drop(&queries);
+}

@@ -1,0 +1,11 @@
+#include "test.h"
+
+int main(void) {
+  test_errors();
+  test_attention();
+  test_caches();
+  test_quantization();
+  test_threads();
+  printf("%d failures\n", failures);
+  return failures != 0;
+}
