@@ -81,7 +81,7 @@ def test_causal_is_aligned_at_the_first_key(length, keys):
 
 
 @pytest.mark.parametrize(
-    "shape", [(193,), (1, 193), (70, 1), (70, 193), (6, 70, 193), (1, 1, 1, 193), (2, 1, 70, 193), (2, 6, 70, 193)], ids=str
+    "shape", [(1, 193), (70, 1), (70, 193), (6, 70, 193), (1, 1, 1, 193), (2, 1, 70, 193), (2, 6, 70, 193)], ids=str
 )
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
 def test_masks(shape, kind):

@@ -31,7 +31,7 @@ class CachedStates(torch.Tensor):
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if function is torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
+        if function == torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **(kwargs or {}))
         raise UnsupportedError(

@@ -78,6 +78,8 @@ def scaled_dot_product_attention(
         raise InvalidArgumentError("attn_mask and is_causal are both given; PyTorch takes one of them")
     refuse_gradients(query=query, key=key, value=value, attn_mask=attn_mask)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.layout != torch.strided:
+            raise InvalidArgumentError(f"{name} has layout {tensor.layout}; it must be strided")
         if tensor.dim() < 2:
             raise ShapeMismatchError(
                 f"{name} has shape {tuple(tensor.shape)}; it must have at least two dimensions"
@@ -183,14 +185,12 @@ def _attend(
 ) -> Tensor:
     """Attention of [B, Hq, L, E] to [B, H, S, E]; ``at_first`` aligns masks at the first query and key."""
     queries, keys = query.shape[2], key.shape[2]
-    if at_first and queries > keys:
-        # The last query stands at the last key, so the mask moves by as much as there are more.
-        left = None if left is None else max(left - (queries - keys), 0)
-        right = None if right is None else right + queries - keys
-    elif at_first and queries < keys and right is not None:
+    if at_first and right is not None:
+        # The library has the last query at the last key. More queries: the window moves by as many as
+        # there are more. More keys: those that even the last query does not see are left out.
+        right += max(queries - keys, 0)
         last = min(queries + right, keys)
-        key, value = key[:, :, :last], value[:, :, :last]
-        right -= last - queries
+        key, value, right = key[:, :, :last], value[:, :, :last], right - max(last - queries, 0)
         if mask is not None and mask.dim() and mask.shape[-1] > 1:
             mask = mask[..., :last]
     output = _new_output(query, value)
@@ -206,6 +206,7 @@ def _attend(
         scale=scale,
         softcap=softcap,
         precision=precision,
+        threads=torch.get_num_threads(),
     )
     return output
 
