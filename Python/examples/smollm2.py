@@ -102,7 +102,9 @@ def generate(model: Any, tokenizer: Any, count: int, required: int) -> bool:
         model.set_attn_implementation("int_flash")
         found = {
             "int_flash": continuation(model, ids, count),
-            "int_flash, IntFlashCache": continuation(model, ids, count, IntFlashCache(model.config)),
+            "int_flash, IntFlashCache": continuation(
+                model, ids, count, IntFlashCache(model.config)
+            ),
         }
         print(f"\n> {prompt}\n{tokenizer.decode(found['int_flash'])}\n")
         for name, tokens in found.items():
@@ -126,7 +128,9 @@ def windows(tokenizer: Any, length: int, count: int) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def accuracy(model: Any, tokenizer: Any, precisions: tuple[str, ...], length: int, count: int) -> bool:
+def accuracy(
+    model: Any, tokenizer: Any, precisions: tuple[str, ...], length: int, count: int
+) -> bool:
     """Prints the table; says whether all bounds hold."""
     parts = windows(tokenizer, length, count)
     model.set_attn_implementation("sdpa")
@@ -148,7 +152,9 @@ def accuracy(model: Any, tokenizer: Any, precisions: tuple[str, ...], length: in
         gate = GATES.get(name)
         holds = gate is None or (kl <= gate[0] and top >= gate[1])
         good &= holds
-        bounds = "" if gate is None else f"≤ {gate[0]:.1e}, ≥ {gate[1]} %" + ("" if holds else " BROKEN")
+        bounds = (
+            "" if gate is None else f"≤ {gate[0]:.1e}, ≥ {gate[1]} %" + ("" if holds else " BROKEN")
+        )
         print(f"| `{name}` | {perplexity:.3f} | {kl:.1e} | {top:.2f} % | {bounds} |")
     return good
 
@@ -238,7 +244,9 @@ def speed(model: Any, tokenizer: Any, lengths: tuple[int, ...], repeats: int, st
     print("| model, attention | cache | ms | attention | cache bytes |\n|---|---|---|---|---|")
     makers: dict[str, Callable[[Any], Any]] = {
         "`DynamicCache`": lambda config: DynamicCache(config=config),
-        "`IntFlashCache`": lambda config: IntFlashCache(config, max_length=length + 64 * (repeats + 1)),
+        "`IntFlashCache`": lambda config: IntFlashCache(
+            config, max_length=length + 64 * (repeats + 1)
+        ),
         "`IntFlashCache`, `int4`": lambda config: IntFlashCache(
             config, max_length=length + 64 * (repeats + 1), precision="int4"
         ),
@@ -277,15 +285,23 @@ def speed(model: Any, tokenizer: Any, lengths: tuple[int, ...], repeats: int, st
 
 
 def dynamic_bytes(cache: Any) -> int:
-    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    return sum(
+        x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", default=["generate", "accuracy"], help="generate, accuracy, speed")
+    parser.add_argument(
+        "what", nargs="*", default=["generate", "accuracy"], help="generate, accuracy, speed"
+    )
     parser.add_argument("--threads", type=int, help="threads of PyTorch and of int-flash-attention")
-    parser.add_argument("--short", action="store_true", help="three precisions, three windows, one prompt")
-    parser.add_argument("--lengths", default="1024,4096,8192", help="tokens of prefill, separated by commas")
+    parser.add_argument(
+        "--short", action="store_true", help="three precisions, three windows, one prompt"
+    )
+    parser.add_argument(
+        "--lengths", default="1024,4096,8192", help="tokens of prefill, separated by commas"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if unknown := set(options.what) - {"generate", "accuracy", "speed"}:

@@ -47,7 +47,9 @@ def attention(
     logits = numpy.where(seen, logits, -numpy.inf)
     largest = logits.max(-1, keepdims=True, initial=-numpy.inf)
     if sinks is not None:
-        sinks = numpy.broadcast_to(numpy.asarray(sinks, numpy.float64), q.shape[:2])[..., None, None]
+        sinks = numpy.broadcast_to(numpy.asarray(sinks, numpy.float64), q.shape[:2])[
+            ..., None, None
+        ]
         largest = numpy.where(numpy.isneginf(largest), largest, numpy.maximum(largest, sinks))
     shift = numpy.where(numpy.isneginf(largest), 0, largest)
     weights = numpy.exp(logits - shift)

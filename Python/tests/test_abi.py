@@ -39,11 +39,14 @@ def test_structs(tmp_path):
     source = tmp_path / "sizes.c"
     source.write_text(
         '#include "int_flash_attention.h"\n#include <stdio.h>\n'
-        + "int main(void) {\n" + "\n".join(lines) + "\nreturn 0; }\n"
+        + "int main(void) {\n"
+        + "\n".join(lines)
+        + "\nreturn 0; }\n"
     )
     program = tmp_path / "sizes"
     subprocess.run(
-        [compiler, "-std=c99", "-Wall", "-Werror", f"-I{HEADERS}", source, "-o", program], check=True
+        [compiler, "-std=c99", "-Wall", "-Werror", f"-I{HEADERS}", source, "-o", program],
+        check=True,
     )
     found = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
     assert [(name, int(x)) for (name, _), x in zip(expected, found)] == expected
@@ -79,6 +82,14 @@ def test_the_library_needs_nothing_but_the_system():
     assert reader, "readelf is needed to read what the library links"
     text = subprocess.run([reader, "-d", path], check=True, capture_output=True, text=True).stdout
     needed = {line.split("[")[1].split("]")[0] for line in text.splitlines() if "(NEEDED)" in line}
-    system = ("libc.so", "libm.so", "libstdc++.so", "libgcc_s.so", "ld-linux", "libpthread", "libdl")
+    system = (
+        "libc.so",
+        "libm.so",
+        "libstdc++.so",
+        "libgcc_s.so",
+        "ld-linux",
+        "libpthread",
+        "libdl",
+    )
     assert all(name.startswith(system) for name in needed), needed
     assert "RUNPATH" not in text or "$ORIGIN" in text

@@ -22,9 +22,7 @@ SHAPES = ((2, 6, 70, 64), (2, 2, 193, 64), (2, 2, 193, 32))
 @pytest.mark.parametrize("causal", [False, True])
 def test_bounds(precision, causal):
     q, k, v = normal(1, *SHAPES)
-    output, lse = intfa.attention(
-        q, k, v, precision=precision, is_causal=causal, return_lse=True
-    )
+    output, lse = intfa.attention(q, k, v, precision=precision, is_causal=causal, return_lse=True)
     expected, sums = reference.attention(q, k, v, right=0 if causal else None)
     assert output.shape == expected.shape
     assert output.dtype == numpy.float32
@@ -82,7 +80,9 @@ def test_options(options):
     assert error(output, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("shape", [(), (193,), (70, 193), (6, 1, 1), (2, 1, 70, 193), (2, 6, 70, 193)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(), (193,), (70, 193), (6, 1, 1), (2, 1, 70, 193), (2, 6, 70, 193)], ids=str
+)
 @pytest.mark.parametrize("kind", ["bool", "float32", "float16"])
 def test_masks(shape, kind):
     q, k, v = normal(5, *SHAPES)
@@ -164,7 +164,9 @@ def test_sizes_of_zero(empty):
 def test_layouts_are_read_where_they_lie():
     q, k, v = normal(9, *SHAPES)
     expected = intfa.attention(q, k, v)
-    strided = [numpy.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for x in (q, k, v)]
+    strided = [
+        numpy.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for x in (q, k, v)
+    ]
     assert not strided[0].flags.c_contiguous
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -294,11 +296,9 @@ def test_errors_of_threads_do_not_mix():
     q, k, v = normal(16, *SHAPES)
 
     def work(i):
+        wrong = {"softcap": -1.0} if i % 2 else {"precision": "int7"}
         with pytest.raises(intfa.AttentionError) as caught:
-            if i % 2:
-                intfa.attention(q, k, v, softcap=-1.0)
-            else:
-                intfa.attention(q, k, v, precision="int7")
+            intfa.attention(q, k, v, **wrong)
         return i, str(caught.value)
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

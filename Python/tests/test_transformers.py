@@ -1,4 +1,4 @@
-"""`int_flash_attention.transformers` on small models with random weights, against Transformers' own attention."""
+"""`int_flash_attention.transformers` on small random models, against Transformers' own attention."""
 
 from __future__ import annotations
 
@@ -69,12 +69,15 @@ MODELS = [
     ("Llama", {}, "sdpa"),
     ("Qwen2", {}, "sdpa"),
     ("Mistral", {"sliding_window": 24}, "sdpa"),
-    ("Gemma2", {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}, "eager"),
+    (
+        "Gemma2",
+        {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16},
+        "eager",
+    ),
     ("Gemma3", {"sliding_window": 24}, "sdpa"),
     ("GptOss", {"sliding_window": 24, "num_local_experts": 2, "num_experts_per_tok": 1}, "eager"),
 ]
 IDS = [name for name, _, _ in MODELS]
-
 
 
 def build_model(kind, options, implementation):
@@ -110,7 +113,9 @@ def test_flash_attention_is_still_recognised():
 
 
 def test_from_the_configuration():
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, attn_implementation="int_flash"))
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, attn_implementation="int_flash")
+    )
     assert model.config._attn_implementation == "int_flash"
     with pytest.raises(ValueError, match="int_flash:int7"):
         build("Llama", "int_flash:int7")
@@ -153,7 +158,9 @@ def test_generation(kind, options, own, cache, pads):
     with torch.no_grad():
         expected = other.generate(ids, **common)
         if cache == "static":
-            found = model.generate(ids, cache_implementation="static", disable_compile=True, **common)
+            found = model.generate(
+                ids, cache_implementation="static", disable_compile=True, **common
+            )
         elif cache == "codes":
             codes = IntFlashCache(model.config, precision="float32")
             found = model.generate(ids, cache=codes, **common)
@@ -192,7 +199,11 @@ def test_chunked_prefill():
 def test_encoder_with_padding():
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+        vocab_size=96,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
     )
     model = transformers.BertModel(config).eval()
     ids, mask = tokens(3, 40), left_padding(3, 40, (0, 5, 20)).flip(1)
@@ -223,7 +234,9 @@ def test_packed_sequences():
     model, other = build("Llama"), build("Llama", "sdpa")
     ids = tokens(1, 60)
     positions = torch.cat([torch.arange(20), torch.arange(40)])[None]
-    found, expected = (logits(m, ids, position_ids=positions, use_cache=False) for m in (model, other))
+    found, expected = (
+        logits(m, ids, position_ids=positions, use_cache=False) for m in (model, other)
+    )
     close(found, expected)
 
 
@@ -286,7 +299,9 @@ def test_patterns_are_the_masks(name, offsets, pads):
         expected = masking_utils.sdpa_mask(**arguments, allow_is_causal_skip=False)
         if found is None:
             rule = _transformers_mask.Pattern(None, 0, kv_length - q_length, None)
-            assert torch.equal(rule.visible(q_length, kv_length, "cpu").expand(expected.shape), expected)
+            assert torch.equal(
+                rule.visible(q_length, kv_length, "cpu").expand(expected.shape), expected
+            )
             assert extra == 0
         else:
             assert isinstance(found, _transformers_mask.PatternMask)
@@ -303,7 +318,9 @@ def test_other_rules_become_masks():
     )
     found = _transformers_mask.mask(1, 6, 6, mask_function=rule)
     assert type(found) is torch.Tensor
-    assert torch.equal(found, masking_utils.sdpa_mask(1, 6, 6, mask_function=rule, allow_is_causal_skip=False))
+    assert torch.equal(
+        found, masking_utils.sdpa_mask(1, 6, 6, mask_function=rule, allow_is_causal_skip=False)
+    )
     chunks = masking_utils.chunked_causal_mask_function(3, torch.zeros(1, dtype=torch.int))
     assert type(_transformers_mask.mask(1, 6, 6, mask_function=chunks)) is torch.Tensor
 

@@ -189,7 +189,11 @@ def run(
 
 def optional(value: Any, name: str, types: Sequence[str] = ("float32",)) -> Optional[Operand]:
     """An operand of which every layout is taken; None stays None."""
-    return None if value is None else operand(value, name, types=types, unit_stride=False, stacklevel=5)
+    return (
+        None
+        if value is None
+        else operand(value, name, types=types, unit_stride=False, stacklevel=5)
+    )
 
 
 def window_sides(is_causal: bool, window: Optional[Window]) -> Window:
@@ -222,7 +226,7 @@ def name_bytes(precision: str) -> bytes:
     return precision.encode()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def precisions() -> Tuple[str, ...]:
     """The names of all recipes."""
     information = _abi.Information()

@@ -82,7 +82,9 @@ def _say_copy(name: str, why: str, stacklevel: int) -> None:
 def _from_numpy(
     value: numpy.ndarray, name: str, types: Sequence[str], unit_stride: bool, stacklevel: int
 ) -> Operand:
-    found = value.dtype.name if value.dtype.isnative else f"{value.dtype.name} in foreign byte order"
+    found = (
+        value.dtype.name if value.dtype.isnative else f"{value.dtype.name} in foreign byte order"
+    )
     _refuse_type(name, found, types)
     size = value.itemsize
     why = None

@@ -102,9 +102,9 @@ def mask(
         otherwise, and where a graph is traced, a boolean mask [B, 1, Nq, Nk].
     """
     sides = _sides(mask_function)
-    if isinstance(q_offset, int) and sides == (None, 0) and attention_mask is None:
-        if q_offset - kv_offset + q_length == kv_length:
-            return None
+    plain = isinstance(q_offset, int) and sides == (None, 0) and attention_mask is None
+    if plain and q_offset - kv_offset + q_length == kv_length:
+        return None
     traced = is_tracing(attention_mask) or is_tracing(q_offset if _is_tensor(q_offset) else None)
     if sides is not None and not traced:
         left, right = sides

@@ -73,9 +73,13 @@ def scaled_dot_product_attention(
         AttentionError: anything else that cannot be computed; the class says which kind.
     """
     if dropout_p != 0.0:
-        raise UnsupportedError(f"dropout_p is {dropout_p}; attention without dropout is computed, 0")
+        raise UnsupportedError(
+            f"dropout_p is {dropout_p}; attention without dropout is computed, 0"
+        )
     if is_causal and attn_mask is not None:
-        raise InvalidArgumentError("attn_mask and is_causal are both given; PyTorch takes one of them")
+        raise InvalidArgumentError(
+            "attn_mask and is_causal are both given; PyTorch takes one of them"
+        )
     refuse_gradients(query=query, key=key, value=value, attn_mask=attn_mask)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.layout != torch.strided:

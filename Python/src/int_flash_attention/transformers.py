@@ -124,9 +124,7 @@ def attention_forward(
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         right = 0 if causal else None
     elif isinstance(attention_mask, PatternMask):
-        left, right, key, value, attention_mask = _apply(
-            attention_mask, query.shape[2], key, value
-        )
+        left, right, key, value, attention_mask = _apply(attention_mask, query.shape[2], key, value)
     if position_bias is not None:
         attention_mask = _add_bias(position_bias, attention_mask)
     output = torch.ops.int_flash_attention.attention(
