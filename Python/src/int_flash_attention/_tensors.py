@@ -86,6 +86,12 @@ def _from_numpy(
         value.dtype.name if value.dtype.isnative else f"{value.dtype.name} in foreign byte order"
     )
     _refuse_type(name, found, types)
+    if value.size == 0:  # strides say nothing then
+        value = numpy.empty(value.shape, value.dtype)
+        steps = [1] * value.ndim
+        for axis in reversed(range(value.ndim - 1)):
+            steps[axis] = steps[axis + 1] * value.shape[axis + 1]
+        return Operand(value.ctypes.data, found, value.shape, tuple(steps), value)
     size = value.itemsize
     why = None
     if not value.flags.aligned or any(step % size for step in value.strides):
@@ -117,7 +123,7 @@ def _from_torch(
     if value.is_neg():
         value = value.resolve_neg()
     strides = value.stride()
-    if unit_stride and value.dim() and value.shape[-1] > 1 and strides[-1] != 1:
+    if unit_stride and value.numel() and value.dim() and value.shape[-1] > 1 and strides[-1] != 1:
         _say_copy(name, f"its last dimension has stride {strides[-1]}, not 1", stacklevel)
         value = value.contiguous()
         strides = value.stride()
