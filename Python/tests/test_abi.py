@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -54,10 +55,10 @@ def test_structs(tmp_path):
 
 def test_no_member_is_missing():
     text = "".join(path.read_text() for path in HEADERS.rglob("*.h"))
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     for name, struct in _abi.STRUCTS.items():
         body = text.split(f"typedef struct {name} {{")[1].split(f"}} {name};")[0]
-        count = sum(line.rstrip().endswith(";") for line in body.splitlines())
-        assert count == len(struct._fields_), name
+        assert body.count(";") == len(struct._fields_), name
 
 
 def test_every_status_has_an_error():
