@@ -28,7 +28,7 @@ import sys
 import time
 from typing import Any, Callable
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 
 import torch
 import transformers

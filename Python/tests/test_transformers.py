@@ -254,6 +254,22 @@ def test_compile():
         )
 
 
+def test_compiled_generation():
+    model, other = build("Llama"), build("Llama", "sdpa")
+    ids, mask = tokens(2, 20), left_padding(2, 20, (0, 5))
+    common = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    with torch.no_grad():
+        found = model.generate(
+            ids,
+            cache_implementation="static",
+            compile_config=transformers.CompileConfig(
+                backend="aot_eager", fullgraph=True, mode=None
+            ),
+            **common,
+        )
+        assert torch.equal(found, other.generate(ids, **common))
+
+
 def test_gradients():
     model = build("Llama")
     with pytest.raises(intfa.GradientError, match="no backward pass"):

@@ -80,8 +80,9 @@ def _exempt(module: Any) -> None:
     for name, holder in list(sys.modules.items()):
         if name.partition(".")[0] != "transformers":
             continue
-        if vars(holder).get("is_flash_attention_requested") is original:
-            vars(holder)["is_flash_attention_requested"] = is_flash_attention_requested
+        members = getattr(holder, "__dict__", {})
+        if members.get("is_flash_attention_requested") is original:
+            members["is_flash_attention_requested"] = is_flash_attention_requested
 
 
 def attention_forward(
