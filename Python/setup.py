@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 
 from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -19,7 +20,7 @@ ROOT = HERE.parent
 PACKAGE = "int_flash_attention"
 LIBRARY = f"lib{PACKAGE}.so"
 HEADER = ROOT / "Sources/CIntFlashAttention/include/int_flash_attention/information.h"
-SCRIPT = ROOT / "Sources/CIntFlashAttention/build"
+SCRIPT = ROOT / "Scripts/install-c-library"
 
 
 def version() -> str:
@@ -46,9 +47,9 @@ class BuildLibrary(build_py):
         folder = target / PACKAGE
         folder.mkdir(parents=True, exist_ok=True)
         self.announce(f"building {LIBRARY} with Swift", level=3)
-        subprocess.run([SCRIPT, folder], check=True, cwd=ROOT)
-        if not (folder / LIBRARY).exists():
-            raise ExecError(f"{SCRIPT} left no {LIBRARY} in {folder}")
+        with tempfile.TemporaryDirectory() as prefix:
+            subprocess.run([SCRIPT, prefix], check=True, cwd=ROOT)
+            shutil.copy(pathlib.Path(prefix) / "lib" / LIBRARY, folder / LIBRARY)
 
 
 class PlatformWheel(bdist_wheel):
