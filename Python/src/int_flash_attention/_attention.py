@@ -4,13 +4,55 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Literal, Optional, Sequence, Tuple, TypeVar, overload
 
 from . import _abi
 from ._errors import InvalidArgumentError, ShapeMismatchError
 from ._tensors import MASKS, Operand, empty, operand
 
 Window = Tuple[Optional[int], Optional[int]]
+#: A NumPy array or a PyTorch tensor.
+Array = TypeVar("Array")
+
+
+@overload
+def attention(
+    q: Array,
+    k: Any,
+    v: Any,
+    *,
+    scale: Optional[float] = ...,
+    is_causal: bool = ...,
+    window: Optional[Window] = ...,
+    softcap: Optional[float] = ...,
+    attn_mask: Optional[Any] = ...,
+    enable_gqa: bool = ...,
+    precision: str = ...,
+    return_lse: Literal[False] = ...,
+    alibi_slopes: Optional[Any] = ...,
+    sinks: Optional[Any] = ...,
+    threads: Optional[int] = ...,
+) -> Array: ...
+
+
+@overload
+def attention(
+    q: Array,
+    k: Any,
+    v: Any,
+    *,
+    scale: Optional[float] = ...,
+    is_causal: bool = ...,
+    window: Optional[Window] = ...,
+    softcap: Optional[float] = ...,
+    attn_mask: Optional[Any] = ...,
+    enable_gqa: bool = ...,
+    precision: str = ...,
+    return_lse: Literal[True],
+    alibi_slopes: Optional[Any] = ...,
+    sinks: Optional[Any] = ...,
+    threads: Optional[int] = ...,
+) -> Tuple[Array, Array]: ...
 
 
 def attention(
@@ -107,7 +149,7 @@ def attention(
     return output if lse is None else (output, lse)
 
 
-def merge(outputs: Sequence[Any], lses: Sequence[Any]) -> Tuple[Any, Any]:
+def merge(outputs: Sequence[Array], lses: Sequence[Array]) -> Tuple[Array, Array]:
     """Attention over all keys from attention over parts of them.
 
     The parts are weighted by their softmax denominators, as if all keys had been in one call: a prefix
