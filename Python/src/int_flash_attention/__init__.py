@@ -59,3 +59,7 @@ __all__ = [
     "info",
     "merge",
 ]
+
+for _name in __all__:  # messages and documentation name what callers import
+    globals()[_name].__module__ = __name__
+del _name
