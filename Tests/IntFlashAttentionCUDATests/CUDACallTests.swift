@@ -27,12 +27,12 @@ struct CUDACallTests {
   /// One query against many keys: the parts of the keys are computed apart and merged.
   @Test(arguments: [Precision.int8, .bfloat16], [InputKind.normal, .rising, .falling])
   func splitsAreMerged(_ precision: Precision, _ kind: InputKind) throws {
-    let shape = try shape(heads: 1, queries: 1, keys: 1100)
+    let shape = try shape(heads: 1, queries: 1, keys: 2100)
     let inputs = TestInputs(shape, kind, seed: 5)
     let plan = try AttentionPlan(shape, precision: precision, on: CUDABackend())
     #expect(plan.summary.kernels.contains { $0.hasPrefix("merge") })
     let recipe = try TestDevice.recipe(precision, shape)
-    for mask in [AttentionMask.causal, .sliding(left: 700, right: 0)] {
+    for mask in [AttentionMask.causal, .sliding(left: 1700, right: 0)] {
       let options = AttentionOptions(mask: mask)
       let reference = try inputs.attend(recipe, options, on: ReferenceBackend())
       let result = try inputs.attend(precision.recipe, options, on: CUDABackend())
@@ -227,17 +227,5 @@ struct CUDACallTests {
     } catch {
       #expect(error.code == .shapeMismatch)
     }
-  }
-
-  /// What the seeded faults of the simulator are tried on: every part of the path, in seconds.
-  @Test(arguments: [64, 128])
-  func everyPartMatters(_ dimension: Int) throws {
-    let shape = try shape(queries: 131, keys: 330, dimension: dimension)
-    let inputs = TestInputs(shape, .rising, seed: 13)
-    let recipe = try TestDevice.recipe(.int8, shape)
-    let options = AttentionOptions(mask: .causal)
-    let reference = try inputs.attend(recipe, options, on: ReferenceBackend())
-    let result = try inputs.attend(Precision.int8.recipe, options, on: CUDABackend())
-    expectSame(result, reference, .int8, inputs, "D = \(dimension)")
   }
 }
