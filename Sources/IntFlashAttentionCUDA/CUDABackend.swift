@@ -7,6 +7,7 @@ public import IntFlashAttention
 public struct CUDABackend: AttentionBackend {
   /// The GPU, by its number.
   public let ordinal: Int
+  private let chosen: CUDADevice?
   private let cache: KernelCache
 
   /// A backend on this GPU; whether it exists is checked when a kernel is made.
@@ -14,9 +15,17 @@ public struct CUDABackend: AttentionBackend {
     self.init(device: ordinal, cache: KernelCache())
   }
 
+  /// A backend on this GPU, in the context that the device stands for; see ``CUDADevice/current()``.
+  public init(on device: CUDADevice) {
+    ordinal = device.ordinal
+    chosen = device
+    cache = KernelCache()
+  }
+
   package init(device ordinal: Int, cache: KernelCache) {
     self.ordinal = ordinal
     self.cache = cache
+    chosen = nil
   }
 
   /// `cuda`.
@@ -81,14 +90,7 @@ public struct CUDABackend: AttentionBackend {
   ///
   /// - Throws: `AttentionError` with code `.unavailable` or `.unsupported`.
   public func device() throws(AttentionError) -> CUDADevice {
-    let devices = try CUDADevice.all()
-    guard devices.indices.contains(ordinal) else {
-      throw AttentionError(
-        .unavailable,
-        "there is no CUDA device \(ordinal); the driver knows \(devices.count)"
-      )
-    }
-    let device = devices[ordinal]
+    let device = if let chosen { chosen } else { try deviceOfOrdinal() }
     guard device.major >= 8 else {
       throw AttentionError(
         .unsupported,
@@ -96,5 +98,16 @@ public struct CUDABackend: AttentionBackend {
       )
     }
     return device
+  }
+
+  private func deviceOfOrdinal() throws(AttentionError) -> CUDADevice {
+    let devices = try CUDADevice.all()
+    guard devices.indices.contains(ordinal) else {
+      throw AttentionError(
+        .unavailable,
+        "there is no CUDA device \(ordinal); the driver knows \(devices.count)"
+      )
+    }
+    return devices[ordinal]
   }
 }

@@ -3,16 +3,18 @@ import IntFlashAttention
 
 /// One call on a device: the kernels in order, each with its arguments.
 struct CUDACall {
-  /// A tensor in device memory, row-major.
+  /// A tensor in device memory, with neighbours in its last dimension side by side.
   struct Operand {
     let address: UInt64
     let elementType: ElementType
     let shape: [Int]
+    let strides: [Int]
 
     init(_ tensor: borrowing DeviceTensor) {
-      address = tensor.memory.address
+      address = tensor.place
       elementType = tensor.elementType
       shape = tensor.shape
+      strides = tensor.strides
     }
   }
 
@@ -63,9 +65,9 @@ struct CUDACall {
     let (heads, tokens, dimension) = (operand.shape[1], operand.shape[2], operand.shape[3])
     var rows = intfa_cuda_rows()
     rows.base = operand.address
-    rows.batch_stride = Int64(heads * tokens * dimension)
-    rows.head_stride = Int64(tokens * dimension)
-    rows.token_stride = Int64(dimension)
+    rows.batch_stride = Int64(operand.strides[0])
+    rows.head_stride = Int64(operand.strides[1])
+    rows.token_stride = Int64(operand.strides[2])
     rows.format = operand.elementType.deviceFormat
     rows.batch_heads = Int32(heads)
     rows.heads = Int32(operand.shape[0] * heads)
@@ -215,11 +217,10 @@ struct CUDACall {
     var p = intfa_cuda_output()
     p.rows = rows(output)
     if let logSumExp {
-      let (heads, tokens) = (logSumExp.shape[1], logSumExp.shape[2])
       p.log_sum_exp = logSumExp.address
-      p.log_sum_exp_batch_stride = Int64(heads * tokens)
-      p.log_sum_exp_head_stride = Int64(tokens)
-      p.log_sum_exp_token_stride = 1
+      p.log_sum_exp_batch_stride = Int64(logSumExp.strides[0])
+      p.log_sum_exp_head_stride = Int64(logSumExp.strides[1])
+      p.log_sum_exp_token_stride = Int64(logSumExp.strides[2])
       if recipe.centersKey { p.shifts = place(layout.shifts) }
     }
     if kernel.method.hasIntegerProducts { p.value_heads = place(layout.valueHeads) }

@@ -69,8 +69,11 @@ public final class CUDAKernel: AttentionKernel {
 
   /// Puts attention into the work of a stream and returns.
   ///
-  /// **Shapes and types** as ``AttentionPlan/run(query:key:value:into:)``, all tensors row-major in the
-  /// memory of ``device``. They must live until the stream has come past the call.
+  /// Nothing waits: the host goes on at once, and the work is in the order of the stream, which may be
+  /// another library's. The first call in a stream takes memory for it.
+  ///
+  /// **Shapes and types** as ``AttentionPlan/run(query:key:value:into:)``, all tensors in the memory of
+  /// ``device``. They must live until the stream has come past the call; so must the kernel.
   ///
   /// **Refused inputs.** NaN, infinite and too large elements are found on the device, so the call
   /// cannot throw for them: then the output is meaningless, and ``check(on:)`` throws.
@@ -318,7 +321,7 @@ extension AttentionOperands.Operand {
     let result = try DeviceTensor(elementType, shape: shape, on: device)
     guard shape.allSatisfy({ $0 > 0 }) else { return result }
     if strides == TensorGeometry.contiguousStrides(shape, elementType) {
-      unsafe try stream.upload(base, to: result.memory.address, byteCount: result.byteCount)
+      unsafe try stream.upload(base, to: result.place, byteCount: result.byteCount)
       try stream.synchronize()
     } else {
       let dense = try Tensor(elementType, shape: shape)
