@@ -58,18 +58,7 @@ public struct CUDABackend: AttentionBackend {
           + "float16"
       )
     }
-    if let softcap = descriptor.options.softcap {
-      throw AttentionError(.unsupported, "softcap is \(softcap); the CUDA backend has none")
-    }
-    if case .prefixCausal = descriptor.options.mask {
-      throw AttentionError(
-        .unsupported,
-        "mask is \(descriptor.options.mask); the CUDA backend takes full, causal and sliding"
-      )
-    }
-    guard descriptor.options.blocks == nil else {
-      throw AttentionError(.unsupported, "blocks are given; the CUDA backend does not take them")
-    }
+    try Self.requireSupported(descriptor.options)
     let shape = descriptor.shape
     for (name, length) in [
       ("queryLength", shape.queryLength), ("keyValueLength", shape.keyValueLength),
@@ -91,13 +80,31 @@ public struct CUDABackend: AttentionBackend {
   /// - Throws: `AttentionError` with code `.unavailable` or `.unsupported`.
   public func device() throws(AttentionError) -> CUDADevice {
     let device = if let chosen { chosen } else { try deviceOfOrdinal() }
-    guard device.major >= 8 else {
+    try Self.requireSupported(device)
+    return device
+  }
+
+  static func requireSupported(_ device: CUDADevice) throws(AttentionError) {
+    guard device.major < 8 else { return }
+    throw AttentionError(
+      .unsupported,
+      "\(device.name) has compute capability \(device.major).\(device.minor); the kernels need 8.0"
+    )
+  }
+
+  static func requireSupported(_ options: AttentionOptions) throws(AttentionError) {
+    if let softcap = options.softcap {
+      throw AttentionError(.unsupported, "softcap is \(softcap); the CUDA backend has none")
+    }
+    if case .prefixCausal = options.mask {
       throw AttentionError(
         .unsupported,
-        "\(device.name) has compute capability \(device.major).\(device.minor); the kernels need 8.0"
+        "mask is \(options.mask); the CUDA backend takes full, causal and sliding"
       )
     }
-    return device
+    guard options.blocks == nil else {
+      throw AttentionError(.unsupported, "blocks are given; the CUDA backend does not take them")
+    }
   }
 
   private func deviceOfOrdinal() throws(AttentionError) -> CUDADevice {

@@ -3,21 +3,6 @@ import IntFlashAttention
 
 /// One call on a device: the kernels in order, each with its arguments.
 struct CUDACall {
-  /// A tensor in device memory, with neighbours in its last dimension side by side.
-  struct Operand {
-    let address: UInt64
-    let elementType: ElementType
-    let shape: [Int]
-    let strides: [Int]
-
-    init(_ tensor: borrowing DeviceTensor) {
-      address = tensor.place
-      elementType = tensor.elementType
-      shape = tensor.shape
-      strides = tensor.strides
-    }
-  }
-
   let kernel: CUDAKernel
   let base: UInt64
   let stream: CUDAStream
@@ -33,11 +18,6 @@ struct CUDACall {
   private var recipe: QuantizationRecipe { kernel.descriptor.recipe }
   private var queryHeads: Int { shape.batchCount * shape.queryHeadCount }
   private var keyHeads: Int { shape.batchCount * shape.keyValueHeadCount }
-
-  /// log2(e), in front of every logit: the kernels count in powers of two.
-  private static let log2e: Float = 1.442695041
-  /// Rows of a block in the kernels that give a warp a row.
-  private static let rowsPerBlock = 8
 
   private func place(_ offset: Int) -> UInt64 { base + UInt64(offset) }
 
@@ -55,38 +35,16 @@ struct CUDACall {
     }
     try attend()
     guard sizes.splitCount > 1 else { return }
-    let blocks = rowBlocks(queryHeads * shape.queryLength)
+    let blocks = Self.rowBlocks(queryHeads * shape.queryLength)
     try kernel.module.launch(.merge, blocks: blocks, outputParameters(), on: stream)
   }
 
   // MARK: Arguments
 
-  private func rows(_ operand: Operand) -> intfa_cuda_rows {
-    let (heads, tokens, dimension) = (operand.shape[1], operand.shape[2], operand.shape[3])
-    var rows = intfa_cuda_rows()
-    rows.base = operand.address
-    rows.batch_stride = Int64(operand.strides[0])
-    rows.head_stride = Int64(operand.strides[1])
-    rows.token_stride = Int64(operand.strides[2])
-    rows.format = operand.elementType.deviceFormat
-    rows.batch_heads = Int32(heads)
-    rows.heads = Int32(operand.shape[0] * heads)
-    rows.tokens = Int32(tokens)
-    rows.dimension = Int32(dimension)
-    return rows
-  }
-
-  private func rowBlocks(_ rows: Int) -> Int {
-    (rows + Self.rowsPerBlock - 1) / Self.rowsPerBlock
-  }
-
-  private func rotation(_ dimension: Int, _ isRotated: Bool) -> Int32 {
-    isRotated ? Int32(HadamardRotation(dimension: dimension).blockLength) : 1
-  }
   private var queryKeyRotation: Int32 {
-    rotation(shape.headDimension, recipe.rotatesQueryAndKey)
+    Self.rotation(shape.headDimension, recipe.rotatesQueryAndKey)
   }
-  private var valueRotation: Int32 { rotation(shape.valueDimension, recipe.rotatesValue) }
+  private var valueRotation: Int32 { Self.rotation(shape.valueDimension, recipe.rotatesValue) }
 
   /// What multiplies the products of codes: scale, log2(e), and 1/p of the rotation.
   private var logitUnit: Float {
@@ -103,7 +61,7 @@ struct CUDACall {
       (2, value, recipe.value, nil, isInteger ? layout.maxima : nil),
     ] as [(Int, Operand, OperandFormat, Int?, Int?)] {
       var p = intfa_cuda_survey()
-      p.rows = rows(operand)
+      p.rows = operand.rows
       p.limit = InputCheck.limit(for: format)
       p.tensor = Int32(index)
       p.rotation = valueRotation
@@ -145,7 +103,7 @@ struct CUDACall {
     scales.results = place(layout.valueHeads)
     try kernel.module.launch(.valueScales, blocks: keyHeads, scales, on: stream)
     var p = intfa_cuda_value_codes()
-    p.rows = rows(value)
+    p.rows = value.rows
     p.rotation = valueRotation
     p.folded = isFolded
     p.code_pitch = Int32(sizes.dimension)
@@ -162,11 +120,13 @@ struct CUDACall {
 
   private func quantizeKeys() throws(AttentionError) {
     var p = intfa_cuda_quantize()
-    p.rows = rows(key)
+    p.rows = key.rows
     p.rotation = queryKeyRotation
     p.code_pitch = Int32(sizes.dimension)
+    p.code_rows = p.rows.tokens
     p.scale_pitch = Int32(layout.pitch)
     p.group = Int32(shape.groupSize)
+    p.pack = 1
     p.scale_factor = 1
     p.pairs = sizes.family == .sm80 ? 1 : 0
     p.bias_factor = logitUnit
@@ -176,16 +136,18 @@ struct CUDACall {
     p.biases = place(layout.biases)
     if recipe.centersKey { p.mean = place(layout.keyMean) }
     if recipe.queryCentering == .head { p.bias_means = place(layout.rotatedQueryMean) }
-    let blocks = rowBlocks(keyHeads * shape.keyValueLength)
+    let blocks = Self.rowBlocks(keyHeads * shape.keyValueLength)
     try kernel.module.launch(.quantizeRows, blocks: blocks, p, on: stream)
   }
 
   private func quantizeQueries() throws(AttentionError) {
     var p = intfa_cuda_quantize()
-    p.rows = rows(query)
+    p.rows = query.rows
     p.rotation = queryKeyRotation
     p.code_pitch = Int32(sizes.dimension)
+    p.code_rows = p.rows.tokens
     p.scale_pitch = Int32(shape.queryLength)
+    p.pack = 1
     p.scale_factor = logitUnit
     p.codes = place(layout.query)
     p.scales = place(layout.queryScales)
@@ -196,18 +158,18 @@ struct CUDACall {
       p.shift_means = place(layout.keyMean)
       p.shifts = place(layout.shifts)
     }
-    let blocks = rowBlocks(queryHeads * shape.queryLength)
+    let blocks = Self.rowBlocks(queryHeads * shape.queryLength)
     try kernel.module.launch(.quantizeRows, blocks: blocks, p, on: stream)
   }
 
   private func convert(_ operand: Operand, to offset: Int) throws(AttentionError) {
     guard case .float(let type) = kernel.method else { return }
     var p = intfa_cuda_convert()
-    p.rows = rows(operand)
+    p.rows = operand.rows
     p.pitch = Int32(sizes.dimension)
     p.format = type.deviceFormat
     p.target = place(offset)
-    let blocks = rowBlocks(Int(p.rows.heads) * Int(p.rows.tokens))
+    let blocks = Self.rowBlocks(Int(p.rows.heads) * Int(p.rows.tokens))
     try kernel.module.launch(.convertRows, blocks: blocks, p, on: stream)
   }
 
@@ -215,7 +177,7 @@ struct CUDACall {
 
   private func outputParameters() -> intfa_cuda_output {
     var p = intfa_cuda_output()
-    p.rows = rows(output)
+    p.rows = output.rows
     if let logSumExp {
       p.log_sum_exp = logSumExp.address
       p.log_sum_exp_batch_stride = Int64(logSumExp.strides[0])
@@ -232,6 +194,7 @@ struct CUDACall {
     p.references = place(layout.references)
     p.totals = place(layout.totals)
     p.partial_pitch = Int32(sizes.dimension)
+    p.pack = 1
     return p
   }
 
@@ -243,7 +206,8 @@ struct CUDACall {
     return intfa_cuda_visible(
       first: Int32(seen.first),
       end: Int32(seen.end),
-      step: Int32(seen.step)
+      step: Int32(seen.step),
+      rows_per_step: 1
     )
   }
 
@@ -274,6 +238,7 @@ struct CUDACall {
     p.key_heads = Int32(keyHeads)
     p.key_tokens = Int32(shape.keyValueLength)
     p.pitch = Int32(layout.pitch)
+    p.key_rows = p.key_tokens
     p.split_tiles = Int32(sizes.tilesPerSplit)
     p.running_maximum = recipe.reference == .runningMaximum ? 1 : 0
     p.query = place(layout.query)
@@ -327,27 +292,5 @@ struct CUDACall {
       parameters,
       on: stream
     )
-  }
-}
-
-extension ElementType {
-  /// The number that the kernels have for it.
-  var deviceFormat: Int32 {
-    switch self {
-    case .float16: Int32(INTFA_CUDA_FLOAT16)
-    case .bfloat16: Int32(INTFA_CUDA_BFLOAT16)
-    default: Int32(INTFA_CUDA_FLOAT32)
-    }
-  }
-}
-
-extension CUDAMethod {
-  /// log2 of the codes that P = 1 has.
-  var log2Levels: Float {
-    switch self {
-    case .int8: 7.994353437  // 255
-    case .int8Paper: 6.988684687  // 127
-    case .float: 0
-    }
   }
 }

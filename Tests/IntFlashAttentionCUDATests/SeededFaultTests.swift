@@ -46,4 +46,22 @@ struct SeededFaultTests {
   func splits(_ kind: InputKind) throws {
     try expectReference(.int8, kind, queries: 1, keys: 2100, mask: .sliding(left: 1700, right: 0))
   }
+
+  /// Tokens that come in two parts, two query heads side by side, in parts that are merged.
+  @Test func cache() throws {
+    let shape = try AttentionShape(
+      batchCount: 2,
+      queryHeadCount: 4,
+      keyValueHeadCount: 2,
+      queryLength: 1152,
+      keyValueLength: 1152,
+      headDimension: 64
+    )
+    let inputs = DeviceCache.mirrored(shape, .outlierChannel, seed: 5)
+    let device = try DeviceCache(inputs, capacity: 1500)
+    try device.append(0..<40)
+    try device.append(40..<1152)
+    let result = try device.attend(last: 3)
+    expectSame(result, try device.reference(last: 3), .int8, device.inputs, "cache")
+  }
 }
