@@ -123,7 +123,8 @@ public final class CUDAKernel: AttentionKernel {
     _ value: borrowing DeviceTensor,
     _ output: borrowing DeviceTensor,
     logSumExp: CUDACall.Operand?,
-    on stream: CUDAStream
+    on stream: CUDAStream,
+    timer: CUDATimer? = nil
   ) throws(AttentionError) {
     let shape = descriptor.shape
     try CUDACall.require(query, "query", shape.queryShape)
@@ -149,9 +150,24 @@ public final class CUDAKernel: AttentionKernel {
       key: CUDACall.Operand(key),
       value: CUDACall.Operand(value),
       output: CUDACall.Operand(output),
-      logSumExp: logSumExp
+      logSumExp: logSumExp,
+      timer: timer
     )
     try start(call, in: memory)
+  }
+
+  /// As ``enqueue(query:key:value:into:on:)``, with events around the call and around its tile loop.
+  package func enqueueTimed(
+    query: borrowing DeviceTensor,
+    key: borrowing DeviceTensor,
+    value: borrowing DeviceTensor,
+    into output: borrowing DeviceTensor,
+    on stream: CUDAStream
+  ) throws(AttentionError) -> CUDATimer {
+    let timer = try CUDATimer(on: stream)
+    try enqueue(query, key, value, output, logSumExp: nil, on: stream, timer: timer)
+    try timer.end(on: stream)
+    return timer
   }
 
   // MARK: Tensors on the host

@@ -108,13 +108,17 @@ struct CUDACallTests {
     #expect(result.logSumExp.allSatisfy { $0 == -.infinity })
   }
 
-  @Test(arguments: [ElementType.float16, .bfloat16])
-  func inputTypesThatHoldTheSameNumbersGiveTheSameBits(_ type: ElementType) throws {
+  /// Also where the loop reads operands as they lie, without a copy.
+  @Test(arguments: [ElementType.float16, .bfloat16], [Precision.int8, .bfloat16, .float16])
+  func inputTypesThatHoldTheSameNumbersGiveTheSameBits(
+    _ type: ElementType,
+    _ precision: Precision
+  ) throws {
     var inputs = TestInputs(try shape(queries: 66, keys: 100), .sink, seed: 3)
     inputs.query = inputs.query.map { BFloat16($0).float }.map(Half.rounded)
     inputs.key = inputs.key.map { BFloat16($0).float }.map(Half.rounded)
     inputs.value = inputs.value.map { BFloat16($0).float }.map(Half.rounded)
-    let plan = try AttentionPlan(inputs.shape, on: CUDABackend())
+    let plan = try AttentionPlan(inputs.shape, precision: precision, on: CUDABackend())
     let float = try inputs.run(plan)
     let result = try inputs.run(plan, inputType: type)
     #expect(result.output == float.output)
