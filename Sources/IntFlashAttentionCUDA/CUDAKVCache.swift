@@ -43,6 +43,8 @@ public final class CUDAKVCache {
   private let compiled: KernelCache
   private var modules: [Int: CUDAModule] = [:]
   private var workspace: DeviceMemory?
+  /// Workspaces that became too small: to free one would wait for the device.
+  private var outgrown: [DeviceMemory] = []
   private var lastCall: AttentionDescriptor?
 
   /// Bytes that one token takes in one key/value head, scales included.
@@ -158,8 +160,8 @@ public final class CUDAKVCache {
   ///   - output: [B, Hq, n, Dv].
   ///   - options: scale and mask; causal unless given. Soft caps, prefixes and blocks are refused.
   ///   - stream: where the work goes; tensors and cache must live until it has come past the call.
-  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`, `.unsupported`,
-  ///   `.outOfMemory` or `.deviceFailure`.
+  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`,
+  ///   `.overlappingOutput`, `.unsupported`, `.outOfMemory` or `.deviceFailure`.
   public func attend(
     query: borrowing DeviceTensor,
     into output: borrowing DeviceTensor,
@@ -199,6 +201,7 @@ public final class CUDAKVCache {
     let (heads, tokens) = (query.shape[1], query.shape[2])
     try CUDACall.require(query, "query", [batchCount, heads, tokens, headDimension])
     try CUDACall.require(output, "output", [batchCount, heads, tokens, valueDimension])
+    try CUDACall.requireDisjoint(output, "output", query, "query")
     let shape = try AttentionShape(
       batchCount: batchCount,
       queryHeadCount: heads,
@@ -209,6 +212,12 @@ public final class CUDAKVCache {
       valueDimension: valueDimension
     )
     try CUDABackend.requireSupported(options)
+    guard tokens * shape.groupSize <= CUDABackend.largestLength else {
+      throw AttentionError(
+        .unsupported,
+        "\(tokens) queries of \(shape.groupSize) heads a group are more than a call on a cache takes"
+      )
+    }
     let call = try AttentionDescriptor(shape: shape, recipe: Self.recipe, options: options)
     lastCall = call
     guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
@@ -217,11 +226,7 @@ public final class CUDAKVCache {
       multiprocessorCount: device.multiprocessorCount
     )
     let needed = CUDACacheWorkspace(shape, sizes)
-    if (workspace?.byteCount ?? 0) < needed.byteCount {
-      // The old one goes when the device is done with it.
-      workspace = try DeviceMemory(byteCount: needed.byteCount, on: memory.context)
-    }
-    guard let workspace else { return }
+    let workspace = try workspace(byteCount: needed.byteCount)
     let work = CUDACacheAttend(
       cache: self,
       module: try module(rows: tokens * shape.groupSize),
@@ -251,6 +256,16 @@ public final class CUDAKVCache {
       )
     }
     if let lastCall { try status.requireAccepted(lastCall) }
+  }
+
+  /// Memory for a call; it at least doubles when it grows, as caches do token by token.
+  private func workspace(byteCount: Int) throws(AttentionError) -> DeviceMemory {
+    if let workspace, workspace.byteCount >= byteCount { return workspace }
+    let size = max(byteCount, 2 * (workspace?.byteCount ?? 0))
+    let fresh = try DeviceMemory(byteCount: size, on: memory.context)
+    if let workspace { outgrown.append(workspace) }
+    workspace = fresh
+    return fresh
   }
 
   /// The kernels for blocks of as many query rows as a call with `rows` has.

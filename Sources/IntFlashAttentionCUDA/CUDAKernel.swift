@@ -78,8 +78,8 @@ public final class CUDAKernel: AttentionKernel {
   /// **Refused inputs.** NaN, infinite and too large elements are found on the device, so the call
   /// cannot throw for them: then the output is meaningless, and ``check(on:)`` throws.
   ///
-  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`, `.outOfMemory`
-  ///   or `.deviceFailure`.
+  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`,
+  ///   `.overlappingOutput`, `.outOfMemory` or `.deviceFailure`.
   public func enqueue(
     query: borrowing DeviceTensor,
     key: borrowing DeviceTensor,
@@ -131,6 +131,9 @@ public final class CUDAKernel: AttentionKernel {
     try CUDACall.require(key, "key", shape.keyShape)
     try CUDACall.require(value, "value", shape.valueShape)
     try CUDACall.require(output, "output", shape.outputShape)
+    try CUDACall.requireDisjoint(output, "output", query, "query")
+    try CUDACall.requireDisjoint(output, "output", key, "key")
+    try CUDACall.requireDisjoint(output, "output", value, "value")
     guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
     var memory = ofStream.withLock { $0[stream.number] }
     if memory == nil {

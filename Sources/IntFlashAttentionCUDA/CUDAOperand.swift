@@ -53,6 +53,17 @@ extension CUDACall {
     }
   }
 
+  /// Throws where two tensors reach into the same part of the memory.
+  static func requireDisjoint(
+    _ output: borrowing DeviceTensor,
+    _ name: String,
+    _ input: borrowing DeviceTensor,
+    _ inputName: String
+  ) throws(AttentionError) {
+    guard output.reach.overlaps(input.reach) else { return }
+    throw AttentionError(.overlappingOutput, "\(name) and \(inputName) overlap in device memory")
+  }
+
   /// Channels per block of the rotation; 1 is none.
   static func rotation(_ dimension: Int, _ isRotated: Bool) -> Int32 {
     isRotated ? Int32(HadamardRotation(dimension: dimension).blockLength) : 1

@@ -89,6 +89,13 @@ public struct DeviceTensor: ~Copyable, Sendable {
   /// Bytes of all elements.
   public var byteCount: Int { shape.reduce(elementType.bitWidth, *) / 8 }
 
+  /// The addresses from its first element to its last.
+  var reach: Range<UInt64> {
+    guard !shape.contains(0) else { return place..<place }
+    let last = zip(shape, strides).reduce(0) { $0 + ($1.0 - 1) * $1.1 }
+    return place..<place + UInt64((last + 1) * elementType.bitWidth / 8)
+  }
+
   private var isRowMajor: Bool {
     strides == TensorGeometry.contiguousStrides(shape, elementType)
   }

@@ -226,6 +226,13 @@ struct CUDACallTests {
     #expect(error?.code == .nonFiniteInput)
     #expect(error?.message.hasPrefix("query at batch 0, head 0, token 0") == true)
     do throws(AttentionError) {
+      try kernel.enqueue(query: output, key: key, value: value, into: output, on: stream)
+      Issue.record("an output that is the query was taken")
+    } catch {
+      #expect(error.code == .overlappingOutput)
+      #expect(error.message == "output and query overlap in device memory")
+    }
+    do throws(AttentionError) {
       try kernel.enqueue(query: key, key: key, value: value, into: output, on: stream)
       Issue.record("a query of the wrong shape was taken")
     } catch {
