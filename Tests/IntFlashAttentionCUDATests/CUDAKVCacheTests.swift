@@ -259,7 +259,7 @@ struct CUDAKVCacheTests {
 
   /// As decoding does it: a token and a query at a time, from nothing.
   @Test func tokenByToken() throws {
-    let shape = try shape(heads: (2, 1), tokens: 700)
+    let shape = try shape(heads: (2, 1), tokens: 768)
     let device = try DeviceCache(DeviceCache.mirrored(shape, .normal, seed: 12))
     try device.append(0..<600)
     for token in 600..<603 {
@@ -267,7 +267,7 @@ struct CUDAKVCacheTests {
       // The query is that of the last token of the inputs, whatever the cache has.
       #expect(try device.attend(last: 1).output.allSatisfy { $0.isFinite })
     }
-    for token in 603..<700 { try device.append(token..<token + 1) }
+    for token in 603..<768 { try device.append(token..<token + 1) }
     let result = try device.attend(last: 1)
     expectSame(result, try device.reference(last: 1), .int8, device.inputs, "token by token")
   }
