@@ -63,6 +63,18 @@ let package = Package(
       ],
       swiftSettings: swiftSettings
     ),
+    // What is measured where there is a GPU; Benchmarks/gpu/README.md.
+    .executableTarget(
+      name: "cuda-check",
+      dependencies: [
+        "IntFlashAttention",
+        "IntFlashAttentionCUDA",
+        "TensorFiles",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      path: "Benchmarks/gpu/cuda-check",
+      swiftSettings: swiftSettings
+    ),
     // MARK: Tests
     .target(
       name: "AttentionTestSupport",

@@ -7,6 +7,7 @@ public import IntFlashAttention
 public struct CUDABackend: AttentionBackend {
   /// The GPU, by its number.
   public let ordinal: Int
+  private let chosen: CUDADevice?
   private let cache: KernelCache
 
   /// A backend on this GPU; whether it exists is checked when a kernel is made.
@@ -14,9 +15,17 @@ public struct CUDABackend: AttentionBackend {
     self.init(device: ordinal, cache: KernelCache())
   }
 
+  /// A backend on this GPU, in the context that the device stands for; see ``CUDADevice/current()``.
+  public init(on device: CUDADevice) {
+    ordinal = device.ordinal
+    chosen = device
+    cache = KernelCache()
+  }
+
   package init(device ordinal: Int, cache: KernelCache) {
     self.ordinal = ordinal
     self.cache = cache
+    chosen = nil
   }
 
   /// `cuda`.
@@ -49,18 +58,7 @@ public struct CUDABackend: AttentionBackend {
           + "float16"
       )
     }
-    if let softcap = descriptor.options.softcap {
-      throw AttentionError(.unsupported, "softcap is \(softcap); the CUDA backend has none")
-    }
-    if case .prefixCausal = descriptor.options.mask {
-      throw AttentionError(
-        .unsupported,
-        "mask is \(descriptor.options.mask); the CUDA backend takes full, causal and sliding"
-      )
-    }
-    guard descriptor.options.blocks == nil else {
-      throw AttentionError(.unsupported, "blocks are given; the CUDA backend does not take them")
-    }
+    try Self.requireSupported(descriptor.options)
     let shape = descriptor.shape
     for (name, length) in [
       ("queryLength", shape.queryLength), ("keyValueLength", shape.keyValueLength),
@@ -81,6 +79,35 @@ public struct CUDABackend: AttentionBackend {
   ///
   /// - Throws: `AttentionError` with code `.unavailable` or `.unsupported`.
   public func device() throws(AttentionError) -> CUDADevice {
+    let device = if let chosen { chosen } else { try deviceOfOrdinal() }
+    try Self.requireSupported(device)
+    return device
+  }
+
+  static func requireSupported(_ device: CUDADevice) throws(AttentionError) {
+    guard device.major < 8 else { return }
+    throw AttentionError(
+      .unsupported,
+      "\(device.name) has compute capability \(device.major).\(device.minor); the kernels need 8.0"
+    )
+  }
+
+  static func requireSupported(_ options: AttentionOptions) throws(AttentionError) {
+    if let softcap = options.softcap {
+      throw AttentionError(.unsupported, "softcap is \(softcap); the CUDA backend has none")
+    }
+    if case .prefixCausal = options.mask {
+      throw AttentionError(
+        .unsupported,
+        "mask is \(options.mask); the CUDA backend takes full, causal and sliding"
+      )
+    }
+    guard options.blocks == nil else {
+      throw AttentionError(.unsupported, "blocks are given; the CUDA backend does not take them")
+    }
+  }
+
+  private func deviceOfOrdinal() throws(AttentionError) -> CUDADevice {
     let devices = try CUDADevice.all()
     guard devices.indices.contains(ordinal) else {
       throw AttentionError(
@@ -88,13 +115,6 @@ public struct CUDABackend: AttentionBackend {
         "there is no CUDA device \(ordinal); the driver knows \(devices.count)"
       )
     }
-    let device = devices[ordinal]
-    guard device.major >= 8 else {
-      throw AttentionError(
-        .unsupported,
-        "\(device.name) has compute capability \(device.major).\(device.minor); the kernels need 8.0"
-      )
-    }
-    return device
+    return devices[ordinal]
   }
 }

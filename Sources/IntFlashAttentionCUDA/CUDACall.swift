@@ -3,19 +3,6 @@ import IntFlashAttention
 
 /// One call on a device: the kernels in order, each with its arguments.
 struct CUDACall {
-  /// A tensor in device memory, row-major.
-  struct Operand {
-    let address: UInt64
-    let elementType: ElementType
-    let shape: [Int]
-
-    init(_ tensor: borrowing DeviceTensor) {
-      address = tensor.memory.address
-      elementType = tensor.elementType
-      shape = tensor.shape
-    }
-  }
-
   let kernel: CUDAKernel
   let base: UInt64
   let stream: CUDAStream
@@ -24,6 +11,8 @@ struct CUDACall {
   let value: Operand
   let output: Operand
   let logSumExp: Operand?
+  /// Where the tile loop begins and ends, if somebody wants to know.
+  var timer: CUDATimer?
 
   private var shape: AttentionShape { kernel.descriptor.shape }
   private var sizes: CUDATileSizes { kernel.sizes }
@@ -31,11 +20,6 @@ struct CUDACall {
   private var recipe: QuantizationRecipe { kernel.descriptor.recipe }
   private var queryHeads: Int { shape.batchCount * shape.queryHeadCount }
   private var keyHeads: Int { shape.batchCount * shape.keyValueHeadCount }
-
-  /// log2(e), in front of every logit: the kernels count in powers of two.
-  private static let log2e: Float = 1.442695041
-  /// Rows of a block in the kernels that give a warp a row.
-  private static let rowsPerBlock = 8
 
   private func place(_ offset: Int) -> UInt64 { base + UInt64(offset) }
 
@@ -47,44 +31,26 @@ struct CUDACall {
       try quantizeKeys()
       try quantizeQueries()
     } else {
-      try convert(query, to: layout.query)
-      try convert(key, to: layout.key)
-      try convert(value, to: layout.value)
+      for (operand, offset) in [
+        (query, layout.query), (key, layout.key), (value, layout.value),
+      ] where !isReady(operand) {
+        try convert(operand, to: offset)
+      }
     }
+    try timer?.loopBegins(on: stream)
     try attend()
+    try timer?.loopEnds(on: stream)
     guard sizes.splitCount > 1 else { return }
-    let blocks = rowBlocks(queryHeads * shape.queryLength)
+    let blocks = Self.rowBlocks(queryHeads * shape.queryLength)
     try kernel.module.launch(.merge, blocks: blocks, outputParameters(), on: stream)
   }
 
   // MARK: Arguments
 
-  private func rows(_ operand: Operand) -> intfa_cuda_rows {
-    let (heads, tokens, dimension) = (operand.shape[1], operand.shape[2], operand.shape[3])
-    var rows = intfa_cuda_rows()
-    rows.base = operand.address
-    rows.batch_stride = Int64(heads * tokens * dimension)
-    rows.head_stride = Int64(tokens * dimension)
-    rows.token_stride = Int64(dimension)
-    rows.format = operand.elementType.deviceFormat
-    rows.batch_heads = Int32(heads)
-    rows.heads = Int32(operand.shape[0] * heads)
-    rows.tokens = Int32(tokens)
-    rows.dimension = Int32(dimension)
-    return rows
-  }
-
-  private func rowBlocks(_ rows: Int) -> Int {
-    (rows + Self.rowsPerBlock - 1) / Self.rowsPerBlock
-  }
-
-  private func rotation(_ dimension: Int, _ isRotated: Bool) -> Int32 {
-    isRotated ? Int32(HadamardRotation(dimension: dimension).blockLength) : 1
-  }
   private var queryKeyRotation: Int32 {
-    rotation(shape.headDimension, recipe.rotatesQueryAndKey)
+    Self.rotation(shape.headDimension, recipe.rotatesQueryAndKey)
   }
-  private var valueRotation: Int32 { rotation(shape.valueDimension, recipe.rotatesValue) }
+  private var valueRotation: Int32 { Self.rotation(shape.valueDimension, recipe.rotatesValue) }
 
   /// What multiplies the products of codes: scale, log2(e), and 1/p of the rotation.
   private var logitUnit: Float {
@@ -101,7 +67,7 @@ struct CUDACall {
       (2, value, recipe.value, nil, isInteger ? layout.maxima : nil),
     ] as [(Int, Operand, OperandFormat, Int?, Int?)] {
       var p = intfa_cuda_survey()
-      p.rows = rows(operand)
+      p.rows = operand.rows
       p.limit = InputCheck.limit(for: format)
       p.tensor = Int32(index)
       p.rotation = valueRotation
@@ -143,7 +109,7 @@ struct CUDACall {
     scales.results = place(layout.valueHeads)
     try kernel.module.launch(.valueScales, blocks: keyHeads, scales, on: stream)
     var p = intfa_cuda_value_codes()
-    p.rows = rows(value)
+    p.rows = value.rows
     p.rotation = valueRotation
     p.folded = isFolded
     p.code_pitch = Int32(sizes.dimension)
@@ -160,11 +126,13 @@ struct CUDACall {
 
   private func quantizeKeys() throws(AttentionError) {
     var p = intfa_cuda_quantize()
-    p.rows = rows(key)
+    p.rows = key.rows
     p.rotation = queryKeyRotation
     p.code_pitch = Int32(sizes.dimension)
+    p.code_rows = p.rows.tokens
     p.scale_pitch = Int32(layout.pitch)
     p.group = Int32(shape.groupSize)
+    p.pack = 1
     p.scale_factor = 1
     p.pairs = sizes.family == .sm80 ? 1 : 0
     p.bias_factor = logitUnit
@@ -174,16 +142,18 @@ struct CUDACall {
     p.biases = place(layout.biases)
     if recipe.centersKey { p.mean = place(layout.keyMean) }
     if recipe.queryCentering == .head { p.bias_means = place(layout.rotatedQueryMean) }
-    let blocks = rowBlocks(keyHeads * shape.keyValueLength)
+    let blocks = Self.rowBlocks(keyHeads * shape.keyValueLength)
     try kernel.module.launch(.quantizeRows, blocks: blocks, p, on: stream)
   }
 
   private func quantizeQueries() throws(AttentionError) {
     var p = intfa_cuda_quantize()
-    p.rows = rows(query)
+    p.rows = query.rows
     p.rotation = queryKeyRotation
     p.code_pitch = Int32(sizes.dimension)
+    p.code_rows = p.rows.tokens
     p.scale_pitch = Int32(shape.queryLength)
+    p.pack = 1
     p.scale_factor = logitUnit
     p.codes = place(layout.query)
     p.scales = place(layout.queryScales)
@@ -194,18 +164,25 @@ struct CUDACall {
       p.shift_means = place(layout.keyMean)
       p.shifts = place(layout.shifts)
     }
-    let blocks = rowBlocks(queryHeads * shape.queryLength)
+    let blocks = Self.rowBlocks(queryHeads * shape.queryLength)
     try kernel.module.launch(.quantizeRows, blocks: blocks, p, on: stream)
+  }
+
+  /// Whether the loop on 16-bit floats can read an operand where it lies.
+  private func isReady(_ operand: Operand) -> Bool {
+    kernel.method == .float(operand.elementType) && operand.shape[3] == sizes.dimension
+      && operand.strides == TensorGeometry.contiguousStrides(operand.shape, operand.elementType)
+      && operand.address.isMultiple(of: 16)
   }
 
   private func convert(_ operand: Operand, to offset: Int) throws(AttentionError) {
     guard case .float(let type) = kernel.method else { return }
     var p = intfa_cuda_convert()
-    p.rows = rows(operand)
+    p.rows = operand.rows
     p.pitch = Int32(sizes.dimension)
     p.format = type.deviceFormat
     p.target = place(offset)
-    let blocks = rowBlocks(Int(p.rows.heads) * Int(p.rows.tokens))
+    let blocks = Self.rowBlocks(Int(p.rows.heads) * Int(p.rows.tokens))
     try kernel.module.launch(.convertRows, blocks: blocks, p, on: stream)
   }
 
@@ -213,13 +190,12 @@ struct CUDACall {
 
   private func outputParameters() -> intfa_cuda_output {
     var p = intfa_cuda_output()
-    p.rows = rows(output)
+    p.rows = output.rows
     if let logSumExp {
-      let (heads, tokens) = (logSumExp.shape[1], logSumExp.shape[2])
       p.log_sum_exp = logSumExp.address
-      p.log_sum_exp_batch_stride = Int64(heads * tokens)
-      p.log_sum_exp_head_stride = Int64(tokens)
-      p.log_sum_exp_token_stride = 1
+      p.log_sum_exp_batch_stride = Int64(logSumExp.strides[0])
+      p.log_sum_exp_head_stride = Int64(logSumExp.strides[1])
+      p.log_sum_exp_token_stride = Int64(logSumExp.strides[2])
       if recipe.centersKey { p.shifts = place(layout.shifts) }
     }
     if kernel.method.hasIntegerProducts { p.value_heads = place(layout.valueHeads) }
@@ -231,6 +207,7 @@ struct CUDACall {
     p.references = place(layout.references)
     p.totals = place(layout.totals)
     p.partial_pitch = Int32(sizes.dimension)
+    p.pack = 1
     return p
   }
 
@@ -242,7 +219,8 @@ struct CUDACall {
     return intfa_cuda_visible(
       first: Int32(seen.first),
       end: Int32(seen.end),
-      step: Int32(seen.step)
+      step: Int32(seen.step),
+      rows_per_step: 1
     )
   }
 
@@ -259,9 +237,9 @@ struct CUDACall {
       p.key_tokens = Int32(shape.keyValueLength)
       p.split_tiles = Int32(sizes.tilesPerSplit)
       p.scale = kernel.descriptor.softmaxScale * Self.log2e
-      p.query = place(layout.query)
-      p.key = place(layout.key)
-      p.value = place(layout.value)
+      p.query = isReady(query) ? query.address : place(layout.query)
+      p.key = isReady(key) ? key.address : place(layout.key)
+      p.value = isReady(value) ? value.address : place(layout.value)
       try launchAttend(p)
     }
   }
@@ -273,6 +251,7 @@ struct CUDACall {
     p.key_heads = Int32(keyHeads)
     p.key_tokens = Int32(shape.keyValueLength)
     p.pitch = Int32(layout.pitch)
+    p.key_rows = p.key_tokens
     p.split_tiles = Int32(sizes.tilesPerSplit)
     p.running_maximum = recipe.reference == .runningMaximum ? 1 : 0
     p.query = place(layout.query)
@@ -326,27 +305,5 @@ struct CUDACall {
       parameters,
       on: stream
     )
-  }
-}
-
-extension ElementType {
-  /// The number that the kernels have for it.
-  var deviceFormat: Int32 {
-    switch self {
-    case .float16: Int32(INTFA_CUDA_FLOAT16)
-    case .bfloat16: Int32(INTFA_CUDA_BFLOAT16)
-    default: Int32(INTFA_CUDA_FLOAT32)
-    }
-  }
-}
-
-extension CUDAMethod {
-  /// log2 of the codes that P = 1 has.
-  var log2Levels: Float {
-    switch self {
-    case .int8: 7.994353437  // 255
-    case .int8Paper: 6.988684687  // 127
-    case .float: 0
-    }
   }
 }

@@ -1,6 +1,5 @@
 internal import CAttentionKernels
 public import IntFlashAttention
-import Synchronization
 
 /// A GPU of this machine.
 public struct CUDADevice: Hashable, Sendable {
@@ -16,8 +15,10 @@ public struct CUDADevice: Hashable, Sendable {
   public let multiprocessorCount: Int
   /// Bytes of device memory.
   public let memoryByteCount: Int
+  /// A context that somebody else made, as a number; 0 is the primary one.
+  let foreignContext: UInt
 
-  /// What kernels are compiled for: code for exactly this device.
+  /// What kernels are compiled for where the compiler knows the device: code for exactly it.
   public var architecture: String {
     // The instructions of the sm_90 kernels exist in the "a" form of that architecture only.
     "sm_\(major)\(minor)" + (major == 9 ? "a" : "")
@@ -36,7 +37,34 @@ public struct CUDADevice: Hashable, Sendable {
     return devices
   }
 
-  private init(_ ordinal: Int32, _ driver: CUDADriver) throws(AttentionError) {
+  /// The device and the context that are current in the calling thread, as another library has set
+  /// them: PyTorch, or whoever made the tensors and the stream of a call.
+  ///
+  /// A context that is not the primary one of its device must live as long as anything that was made
+  /// for this device here.
+  ///
+  /// - Throws: `AttentionError` with code `.unavailable` where there is no driver, no GPU or no current
+  ///   context.
+  public static func current() throws(AttentionError) -> CUDADevice {
+    let driver = try CUDADriver.shared.get()
+    var context: CUcontext?
+    try driver.check("cuCtxGetCurrent", unsafe driver.functions.cuCtxGetCurrent(&context))
+    guard let context = unsafe context else {
+      throw AttentionError(.unavailable, "no CUDA context is current in this thread")
+    }
+    var device: CUdevice = 0
+    try driver.check("cuCtxGetDevice", unsafe driver.functions.cuCtxGetDevice(&device))
+    let number = UInt(bitPattern: context)
+    let plain = try CUDADevice(device, driver)
+    let isPrimary = try CUDAContext.isPrimary(number, of: plain, driver)
+    return isPrimary ? plain : try CUDADevice(device, driver, foreignContext: number)
+  }
+
+  private init(
+    _ ordinal: Int32,
+    _ driver: CUDADriver,
+    foreignContext: UInt = 0
+  ) throws(AttentionError) {
     var device: CUdevice = 0
     var text = [CChar](repeating: 0, count: 256)
     var bytes = 0
@@ -56,66 +84,12 @@ public struct CUDADevice: Hashable, Sendable {
       return Int(value)
     }
     self.ordinal = Int(ordinal)
+    self.foreignContext = foreignContext
     name = String(decoding: text.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
     memoryByteCount = bytes
     // Numbers of CUdevice_attribute.
     multiprocessorCount = try attribute(16)
     major = try attribute(75)
     minor = try attribute(76)
-  }
-}
-
-/// The context of a device that every library of the process shares, PyTorch among them.
-@safe
-final class CUDAContext: @unchecked Sendable {
-  // Sendable: a context may be made current in any thread.
-  let driver: CUDADriver
-  let device: CUDADevice
-  private let handle: CUcontext?
-
-  private static let known = Mutex<[Int: CUDAContext]>([:])
-
-  /// The context of this device; it is kept until the process ends.
-  static func of(_ device: CUDADevice) throws(AttentionError) -> CUDAContext {
-    let driver = try CUDADriver.shared.get()
-    let result: Result<CUDAContext, AttentionError> = known.withLock { known in
-      if let context = known[device.ordinal] { return .success(context) }
-      do throws(AttentionError) {
-        let context = try CUDAContext(driver, device)
-        known[device.ordinal] = context
-        return .success(context)
-      } catch {
-        return .failure(error)
-      }
-    }
-    return try result.get()
-  }
-
-  private init(_ driver: CUDADriver, _ device: CUDADevice) throws(AttentionError) {
-    self.driver = driver
-    self.device = device
-    var context: CUcontext?
-    let retained = unsafe driver.functions.cuDevicePrimaryCtxRetain(
-      &context,
-      CUdevice(device.ordinal)
-    )
-    try driver.check("cuDevicePrimaryCtxRetain", retained)
-    unsafe handle = unsafe context
-  }
-
-  /// Runs `body` with this context current, and leaves the caller's own as it was.
-  func current<Result: ~Copyable>(
-    _ body: (borrowing intfa_cuda_driver) throws(AttentionError) -> Result
-  ) throws(AttentionError) -> Result {
-    try driver.check("cuCtxPushCurrent", unsafe driver.functions.cuCtxPushCurrent(handle))
-    defer {
-      var previous: CUcontext?
-      _ = unsafe driver.functions.cuCtxPopCurrent(&previous)
-    }
-    return try body(driver.functions)
-  }
-
-  func check(_ operation: String, _ result: CUresult) throws(AttentionError) {
-    try driver.check(operation, result)
   }
 }

@@ -69,14 +69,17 @@ public final class CUDAKernel: AttentionKernel {
 
   /// Puts attention into the work of a stream and returns.
   ///
-  /// **Shapes and types** as ``AttentionPlan/run(query:key:value:into:)``, all tensors row-major in the
-  /// memory of ``device``. They must live until the stream has come past the call.
+  /// Nothing waits: the host goes on at once, and the work is in the order of the stream, which may be
+  /// another library's. The first call in a stream takes memory for it.
+  ///
+  /// **Shapes and types** as ``AttentionPlan/run(query:key:value:into:)``, all tensors in the memory of
+  /// ``device``. They must live until the stream has come past the call; so must the kernel.
   ///
   /// **Refused inputs.** NaN, infinite and too large elements are found on the device, so the call
   /// cannot throw for them: then the output is meaningless, and ``check(on:)`` throws.
   ///
-  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`, `.outOfMemory`
-  ///   or `.deviceFailure`.
+  /// - Throws: `AttentionError` with code `.shapeMismatch`, `.unsupportedElementType`,
+  ///   `.overlappingOutput`, `.outOfMemory` or `.deviceFailure`.
   public func enqueue(
     query: borrowing DeviceTensor,
     key: borrowing DeviceTensor,
@@ -99,13 +102,8 @@ public final class CUDAKernel: AttentionKernel {
     logSumExp: borrowing DeviceTensor,
     on stream: CUDAStream
   ) throws(AttentionError) {
-    try require(logSumExp, "logSumExp", descriptor.shape.logSumExpShape)
-    guard logSumExp.elementType == .float32 else {
-      throw AttentionError(
-        .unsupportedElementType,
-        "logSumExp is \(logSumExp.elementType.rawValue); it must be float32"
-      )
-    }
+    let shape = descriptor.shape.logSumExpShape
+    try CUDACall.require(logSumExp, "logSumExp", shape, [.float32])
     try enqueue(query, key, value, output, logSumExp: CUDACall.Operand(logSumExp), on: stream)
   }
 
@@ -115,14 +113,8 @@ public final class CUDAKernel: AttentionKernel {
   public func check(on stream: CUDAStream) throws(AttentionError) {
     let memory = ofStream.withLock { $0[stream.number] }
     guard let memory else { return try stream.synchronize() }
-    let status = try self.status(in: memory, on: stream)
-    try requireAccepted(status) { tensor, batch, head, token in
-      AttentionError(
-        .nonFiniteInput,
-        "\(tensor.rawValue) at batch \(batch), head \(head), token \(token) has an element that is "
-          + "not finite or too large"
-      )
-    }
+    let status = try stream.status(memory.address)
+    try status.requireAccepted(descriptor)
   }
 
   private func enqueue(
@@ -131,22 +123,17 @@ public final class CUDAKernel: AttentionKernel {
     _ value: borrowing DeviceTensor,
     _ output: borrowing DeviceTensor,
     logSumExp: CUDACall.Operand?,
-    on stream: CUDAStream
+    on stream: CUDAStream,
+    timer: CUDATimer? = nil
   ) throws(AttentionError) {
     let shape = descriptor.shape
-    try require(query, "query", shape.queryShape)
-    try require(key, "key", shape.keyShape)
-    try require(value, "value", shape.valueShape)
-    try require(output, "output", shape.outputShape)
-    for (name, type) in [
-      ("query", query.elementType), ("key", key.elementType), ("value", value.elementType),
-      ("output", output.elementType),
-    ] where !type.isFloatingPointOperand {
-      throw AttentionError(
-        .unsupportedElementType,
-        "\(name) is \(type.rawValue); it must be float32, float16 or bfloat16"
-      )
-    }
+    try CUDACall.require(query, "query", shape.queryShape)
+    try CUDACall.require(key, "key", shape.keyShape)
+    try CUDACall.require(value, "value", shape.valueShape)
+    try CUDACall.require(output, "output", shape.outputShape)
+    try CUDACall.requireDisjoint(output, "output", query, "query")
+    try CUDACall.requireDisjoint(output, "output", key, "key")
+    try CUDACall.requireDisjoint(output, "output", value, "value")
     guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
     var memory = ofStream.withLock { $0[stream.number] }
     if memory == nil {
@@ -166,21 +153,24 @@ public final class CUDAKernel: AttentionKernel {
       key: CUDACall.Operand(key),
       value: CUDACall.Operand(value),
       output: CUDACall.Operand(output),
-      logSumExp: logSumExp
+      logSumExp: logSumExp,
+      timer: timer
     )
     try start(call, in: memory)
   }
 
-  private func require(
-    _ tensor: borrowing DeviceTensor,
-    _ name: String,
-    _ shape: [Int]
-  ) throws(AttentionError) {
-    guard tensor.shape != shape else { return }
-    throw AttentionError(
-      .shapeMismatch,
-      "\(name) has shape \(tensor.shape), but the plan is for \(shape)"
-    )
+  /// As ``enqueue(query:key:value:into:on:)``, with events around the call and around its tile loop.
+  package func enqueueTimed(
+    query: borrowing DeviceTensor,
+    key: borrowing DeviceTensor,
+    value: borrowing DeviceTensor,
+    into output: borrowing DeviceTensor,
+    on stream: CUDAStream
+  ) throws(AttentionError) -> CUDATimer {
+    let timer = try CUDATimer(on: stream)
+    try enqueue(query, key, value, output, logSumExp: nil, on: stream, timer: timer)
+    try timer.end(on: stream)
+    return timer
   }
 
   // MARK: Tensors on the host
@@ -223,9 +213,9 @@ public final class CUDAKernel: AttentionKernel {
       logSumExp: operands.logSumExp == nil ? nil : CUDACall.Operand(sums)
     )
     try start(call, in: place.memory)
-    let status = try self.status(in: place.memory, on: stream)
+    let status = try stream.status(place.memory.address)
     let recipe = descriptor.recipe
-    try requireAccepted(status) { tensor, batch, head, token in
+    try status.requireAccepted(descriptor) { tensor, batch, head, token in
       let (operand, format) =
         switch tensor {
         case .query: (operands.query, recipe.query)
@@ -259,53 +249,8 @@ public final class CUDAKernel: AttentionKernel {
   }
 
   private func start(_ call: CUDACall, in memory: DeviceMemory) throws(AttentionError) {
-    // All ones, and zeros for the magnitudes.
-    let size = MemoryLayout<intfa_cuda_status>.size
-    let bad = MemoryLayout<intfa_cuda_status>.offset(of: \.largest) ?? size
-    try call.stream.fill(memory.address, 0xFF, byteCount: bad)
-    try call.stream.fill(memory.address + UInt64(bad), 0, byteCount: size - bad)
+    try call.stream.clearStatus(memory.address)
     try call.run()
-  }
-
-  private func status(
-    in memory: DeviceMemory,
-    on stream: CUDAStream
-  ) throws(AttentionError) -> intfa_cuda_status {
-    var status = intfa_cuda_status()
-    let size = MemoryLayout<intfa_cuda_status>.size
-    let address = memory.address
-    let result: Result<Void, AttentionError> = unsafe withUnsafeMutableBytes(of: &status) { bytes in
-      guard let base = bytes.baseAddress else { return .success(()) }
-      do throws(AttentionError) {
-        unsafe try stream.download(address, to: base, byteCount: size)
-        return .success(try stream.synchronize())
-      } catch {
-        return .failure(error)
-      }
-    }
-    try result.get()
-    return status
-  }
-
-  private func requireAccepted(
-    _ status: intfa_cuda_status,
-    describe: (InputCheck.Tensor, _ batch: Int, _ head: Int, _ token: Int) -> AttentionError
-  ) throws(AttentionError) {
-    let shape = descriptor.shape
-    let first = [status.first_bad.0, status.first_bad.1, status.first_bad.2]
-    for (tensor, (place, operand)) in zip(
-      InputCheck.Tensor.allCases,
-      zip(first, [shape.queryShape, shape.keyShape, shape.valueShape])
-    ) where place != .max {
-      let (row, token) = Int(place).quotientAndRemainder(dividingBy: operand[2])
-      let (batch, head) = row.quotientAndRemainder(dividingBy: operand[1])
-      throw describe(tensor, batch, head, token)
-    }
-    try InputCheck.requireLogits(
-      largestQuery: Float(bitPattern: status.largest.0),
-      largestKey: Float(bitPattern: status.largest.1),
-      descriptor: descriptor
-    )
   }
 }
 
@@ -318,7 +263,7 @@ extension AttentionOperands.Operand {
     let result = try DeviceTensor(elementType, shape: shape, on: device)
     guard shape.allSatisfy({ $0 > 0 }) else { return result }
     if strides == TensorGeometry.contiguousStrides(shape, elementType) {
-      unsafe try stream.upload(base, to: result.memory.address, byteCount: result.byteCount)
+      unsafe try stream.upload(base, to: result.place, byteCount: result.byteCount)
       try stream.synchronize()
     } else {
       let dense = try Tensor(elementType, shape: shape)

@@ -10,7 +10,7 @@ final class CUDAModule: @unchecked Sendable {
   private let functions: [KernelSource.Entry: CUfunction]
 
   private struct Key: Hashable {
-    let ordinal: Int
+    let device: CUDADevice
     let source: KernelSource
   }
   private static let loaded = Mutex<[Key: CUDAModule]>([:])
@@ -22,7 +22,7 @@ final class CUDAModule: @unchecked Sendable {
     on device: CUDADevice,
     cache: KernelCache
   ) throws(AttentionError) -> CUDAModule {
-    let key = Key(ordinal: device.ordinal, source: source)
+    let key = Key(device: device, source: source)
     if let module = loaded.withLock({ $0[key] }) { return module }
     // Outside the lock: other plans need not wait for a compilation. The first to finish stays.
     let module = try CUDAModule(source, sharedByteCount, device, cache)
@@ -42,15 +42,16 @@ final class CUDAModule: @unchecked Sendable {
     let context = try CUDAContext.of(device)
     self.context = context
     let compiler = try NVRTC.shared.get()
+    let architecture = try compiler.architecture(for: device)
     let key =
-      ([device.architecture, compiler.version.description] + NVRTC.options
+      ([architecture, compiler.version.description] + NVRTC.options
       + [source.text] + KernelSource.files.map { "\($0.name)\n\($0.text)" })
       .joined(separator: "\n")
     func compile() throws(AttentionError) -> [UInt8] {
       try compiler.compile(
         source.text,
         files: KernelSource.files,
-        architecture: device.architecture
+        architecture: architecture
       ).code
     }
     let stored = try cache.code(for: key, compile: compile)

@@ -31,7 +31,7 @@ public final class CUDAStream: @unchecked Sendable {
   ///
   /// - Parameters:
   ///   - handle: the `CUstream` or `cudaStream_t` as a number; it must live as long as this object.
-  ///   - device: the device of its primary context.
+  ///   - device: its device, in the context that the stream belongs to; see ``CUDADevice/current()``.
   /// - Throws: `AttentionError` with code `.unavailable` or `.deviceFailure`.
   @unsafe
   public init(unsafeHandle handle: UInt, on device: CUDADevice) throws(AttentionError) {

@@ -59,7 +59,9 @@ package struct CUDATileSizes: Hashable, Sendable {
   /// Calls with at most this many query rows take blocks of this many: a larger one would idle.
   package static let fewRows = 64
 
-  package init(
+  private init(
+    rows: Int,
+    heads: Int,
     shape: AttentionShape,
     method: CUDAMethod,
     major: Int,
@@ -84,7 +86,7 @@ package struct CUDATileSizes: Hashable, Sendable {
       let elementBytes = method.hasIntegerProducts ? 1 : 2
       // 256 channels of 16 bits: a longer block would not fit into the memory of 8.6 and 8.9.
       let isWide = dimension * elementBytes == 512
-      queryBlockLength = shape.queryLength <= Self.fewRows || isWide ? Self.fewRows : 128
+      queryBlockLength = rows <= Self.fewRows || isWide ? Self.fewRows : 128
       threadCount = queryBlockLength / 16 * 32
       // Longer tiles spill registers.
       tileLength = dimension > 128 ? 32 : 64
@@ -95,8 +97,7 @@ package struct CUDATileSizes: Hashable, Sendable {
         queryBlockLength * dimension * elementBytes
         + stageCount * tileLength * (2 * dimension * elementBytes + tableBytes)
     }
-    let blocks = (shape.queryLength + queryBlockLength - 1) / queryBlockLength
-    blockCount = shape.batchCount * shape.queryHeadCount * blocks
+    blockCount = heads * ((rows + queryBlockLength - 1) / queryBlockLength)
     let tiles = (shape.keyValueLength + tileLead + tileLength - 1) / tileLength
     // Long keys and few blocks leave multiprocessors without work: two blocks for each, but no part
     // shorter than eight tiles, as every part costs a pass over its result.
@@ -104,6 +105,35 @@ package struct CUDATileSizes: Hashable, Sendable {
     let splits = min(max(wanted, 1), max(tiles / 8, 1), 256)
     tilesPerSplit = max((tiles + splits - 1) / splits, 1)
     splitCount = max((tiles + tilesPerSplit - 1) / tilesPerSplit, 1)
+  }
+
+  /// For calls on a cache: the heads of a group are rows of one head, and codes lie as `mma` wants
+  /// them, which every device has.
+  package init(cached shape: AttentionShape, multiprocessorCount: Int) {
+    self.init(
+      rows: shape.queryLength * shape.groupSize,
+      heads: shape.batchCount * shape.keyValueHeadCount,
+      shape: shape,
+      method: .int8,
+      major: 8,
+      multiprocessorCount: multiprocessorCount
+    )
+  }
+
+  package init(
+    shape: AttentionShape,
+    method: CUDAMethod,
+    major: Int,
+    multiprocessorCount: Int
+  ) {
+    self.init(
+      rows: shape.queryLength,
+      heads: shape.batchCount * shape.queryHeadCount,
+      shape: shape,
+      method: method,
+      major: major,
+      multiprocessorCount: multiprocessorCount
+    )
   }
 
   /// Registers of a lane that hold a row of a head in the pre-pass.

@@ -40,13 +40,9 @@ struct CUDAWorkspaceLayout: Hashable, Sendable {
     let (d, padded) = (shape.headDimension, sizes.dimension)
     let pitch = (keys + 127) / 128 * 128
     self.pitch = pitch
-    var end = 0
-    /// `lead` bytes before and behind a table may be read too, by tiles at its ends.
-    func reserve(_ bytes: Int, lead: Int = 0) -> Int {
-      let start = end + (lead + 255) / 256 * 256
-      end = start + (max(bytes, 1) + lead + 255) / 256 * 256
-      return start
-    }
+    var place = DevicePlaces()
+    // Tiles at the ends of a table read what is before and behind it.
+    func reserve(_ bytes: Int, lead: Int = 0) -> Int { place.reserve(bytes, lead: lead) }
     func blocks(_ tokens: Int) -> Int {
       (tokens + Int(INTFA_CUDA_SUM_BLOCK) - 1) / Int(INTFA_CUDA_SUM_BLOCK)
     }
@@ -80,6 +76,6 @@ struct CUDAWorkspaceLayout: Hashable, Sendable {
       references = reserve(4 * rows)
       totals = reserve(4 * rows)
     }
-    byteCount = end
+    byteCount = place.byteCount
   }
 }

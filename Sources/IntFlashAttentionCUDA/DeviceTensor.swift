@@ -1,16 +1,20 @@
 public import IntFlashAttention
 
-/// A tensor in the memory of a device: row-major, aligned to 256 bytes.
+/// A tensor in the memory of a device.
 ///
 /// Data can stay on the GPU from call to call. Copies are named, so that their cost shows.
 public struct DeviceTensor: ~Copyable, Sendable {
-  let memory: DeviceMemory
+  /// Memory of its own; nil where it is somebody else's.
+  private let memory: DeviceMemory?
+  let place: UInt64
   /// How elements are stored.
   public let elementType: ElementType
   /// Sizes, outermost first.
   public let shape: [Int]
+  /// Elements from one index to the next, per dimension.
+  public let strides: [Int]
 
-  /// A tensor with any contents.
+  /// A tensor with any contents, row-major, aligned to 256 bytes.
   ///
   /// - Throws: `AttentionError` with code `.invalidArgument` for a negative size or one that
   ///   overflows, `.outOfMemory`, `.unavailable` or `.deviceFailure`.
@@ -23,24 +27,86 @@ public struct DeviceTensor: ~Copyable, Sendable {
     guard let bytes = elementType.byteCount(elementCount: count) else {
       throw AttentionError(.invalidArgument, "shape \(shape): its size in bytes overflows")
     }
-    memory = try DeviceMemory(byteCount: bytes, on: CUDAContext.of(device))
+    let memory = try DeviceMemory(byteCount: bytes, on: CUDAContext.of(device))
+    self.memory = memory
+    place = memory.address
     self.elementType = elementType
     self.shape = shape
+    strides = TensorGeometry.contiguousStrides(shape, elementType)
+  }
+
+  /// A tensor that another library has on a device.
+  ///
+  /// - Parameters:
+  ///   - address: the first element, as a number; a multiple of the element's size. The memory must
+  ///     live until the streams have come past every call with the tensor.
+  ///   - elementType: float32, float16 or bfloat16.
+  ///   - shape: sizes, outermost first.
+  ///   - strides: elements from one index to the next, per dimension, not negative, 1 in the last;
+  ///     nil is row-major.
+  /// - Throws: `AttentionError` with code `.invalidArgument` or `.unsupportedElementType`.
+  @unsafe
+  public init(
+    unsafeAddress address: UInt,
+    _ elementType: ElementType,
+    shape: [Int],
+    strides: [Int]? = nil
+  ) throws(AttentionError) {
+    _ = try TensorGeometry.storageCount(shape, elementType)
+    guard elementType.isFloatingPointOperand else {
+      throw AttentionError(
+        .unsupportedElementType,
+        "a tensor of another library is \(elementType.rawValue); it must be float32, float16 or "
+          + "bfloat16"
+      )
+    }
+    let size = elementType.bitWidth / 8
+    guard Int(bitPattern: address).isMultiple(of: size), address != 0 || shape.contains(0) else {
+      throw AttentionError(
+        .invalidArgument,
+        "address \(address) is not one of \(elementType.rawValue) elements"
+      )
+    }
+    let strides = strides ?? TensorGeometry.contiguousStrides(shape, elementType)
+    guard strides.count == shape.count, strides.allSatisfy({ $0 >= 0 }),
+      (strides.last ?? 1) == 1 || (shape.last ?? 1) <= 1
+    else {
+      throw AttentionError(
+        .invalidArgument,
+        "strides \(strides) do not fit shape \(shape): one for each size, none negative, 1 in the last"
+      )
+    }
+    memory = nil
+    place = UInt64(address)
+    self.elementType = elementType
+    self.shape = shape
+    self.strides = strides
   }
 
   /// The address on the device, for other libraries.
-  public var address: UInt { UInt(memory.address) }
+  public var address: UInt { UInt(place) }
 
   /// Bytes of all elements.
-  public var byteCount: Int { shape.contains(0) ? 0 : memory.byteCount }
+  public var byteCount: Int { shape.reduce(elementType.bitWidth, *) / 8 }
+
+  /// The addresses from its first element to its last.
+  var reach: Range<UInt64> {
+    guard !shape.contains(0) else { return place..<place }
+    let last = zip(shape, strides).reduce(0) { $0 + ($1.0 - 1) * $1.1 }
+    return place..<place + UInt64((last + 1) * elementType.bitWidth / 8)
+  }
+
+  private var isRowMajor: Bool {
+    strides == TensorGeometry.contiguousStrides(shape, elementType)
+  }
 
   /// Replaces the contents by those of a tensor on the host; returns when that is done.
   ///
   /// - Throws: `AttentionError` with code `.shapeMismatch` or `.unsupportedElementType` where the two
-  ///   differ, `.deviceFailure`.
+  ///   differ, `.invalidArgument` where the device's is not row-major, `.deviceFailure`.
   public func copy(from tensor: borrowing Tensor, on stream: CUDAStream) throws(AttentionError) {
     try requireSame(tensor.elementType, tensor.shape)
-    unsafe try stream.upload(tensor.storage, to: memory.address, byteCount: byteCount)
+    unsafe try stream.upload(tensor.storage, to: place, byteCount: byteCount)
     try stream.synchronize()
   }
 
@@ -49,7 +115,7 @@ public struct DeviceTensor: ~Copyable, Sendable {
   /// - Throws: as ``copy(from:on:)``.
   public func copy(to tensor: inout Tensor, on stream: CUDAStream) throws(AttentionError) {
     try requireSame(tensor.elementType, tensor.shape)
-    unsafe try stream.download(memory.address, to: tensor.storage, byteCount: byteCount)
+    unsafe try stream.download(place, to: tensor.storage, byteCount: byteCount)
     try stream.synchronize()
   }
 
@@ -64,6 +130,12 @@ public struct DeviceTensor: ~Copyable, Sendable {
       throw AttentionError(
         .shapeMismatch,
         "shape \(other) of the host's tensor differs from shape \(shape) of the device's"
+      )
+    }
+    guard isRowMajor else {
+      throw AttentionError(
+        .invalidArgument,
+        "a tensor with strides \(strides) is not row-major; only those are copied"
       )
     }
   }

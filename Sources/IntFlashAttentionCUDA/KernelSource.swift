@@ -5,7 +5,8 @@ package import IntFlashAttention
 package struct KernelSource: Hashable, Sendable {
   /// Entry points, by what they do.
   package enum Entry: String, Hashable, Sendable, CaseIterable {
-    case survey, means, quantizeRows, valueScales, valueCodes, convertRows, attend, merge
+    case survey, means, quantizeRows, valueScales, valueCodes, convertRows, keepRows, appendValues
+    case attend, merge
 
     /// The name of the function.
     package var name: String { "intfa_" + rawValue }
@@ -46,6 +47,32 @@ package struct KernelSource: Hashable, Sendable {
     )
     text = lines.joined(separator: "\n") + "\n"
     self.entries = entries
+  }
+
+  /// The kernels of a cache, for these tile sizes of a call on it.
+  package init(cached sizes: CUDATileSizes) {
+    let elements = sizes.elementsPerLane
+    let attention = Self.attention(.int8, sizes)
+    let kernels: [(entry: Entry, parameters: String, body: String)] = [
+      (.survey, "intfa_cuda_survey", "survey_rows<\(elements)>(p)"),
+      (.means, "intfa_cuda_mean", "finish_means<\(elements)>(p)"),
+      (.quantizeRows, "intfa_cuda_quantize", "quantize_rows<\(elements)>(p)"),
+      (.valueScales, "intfa_cuda_value_scales", "find_value_scales(p)"),
+      (.keepRows, "intfa_cuda_keep", "keep_rows<\(elements)>(p)"),
+      (.appendValues, "intfa_cuda_append", "append_values<\(elements)>(p)"),
+      (.attend, attention.parameters, attention.body),
+      (.merge, "intfa_cuda_output", "merge_splits<\(elements)>(p)"),
+    ]
+    var lines = ["#include \"cache.cuh\"", "#include \"\(attention.file)\""]
+    for (entry, parameters, body) in kernels {
+      let threads = entry == .attend ? sizes.threadCount : 256
+      lines.append("KERNEL(\(entry.name), \(parameters), \(threads)) { \(body); }")
+    }
+    lines.append(
+      "static_assert(\(attention.bytes)() == \(sizes.sharedByteCount), \"shared memory\");"
+    )
+    text = lines.joined(separator: "\n") + "\n"
+    entries = kernels.map(\.entry)
   }
 
   private static func attention(
@@ -99,6 +126,10 @@ package struct KernelSource: Hashable, Sendable {
             multiprocessorCount: 1
           )
           all.insert(KernelSource(method, sizes))
+          if method == .int8 {
+            let cached = CUDATileSizes(cached: shape, multiprocessorCount: 1)
+            all.insert(KernelSource(cached: cached))
+          }
         }
       }
     }

@@ -8,6 +8,8 @@ package final class NVRTC: @unchecked Sendable {
   private let functions: intfa_nvrtc
   /// The version, which decides what a compilation gives.
   package let version: CUDAVersion
+  /// What it can compile for: compute capabilities times ten.
+  package let architectures: [Int]
 
   /// The compiler, or why there is none.
   package static let shared: Result<NVRTC, AttentionError> = {
@@ -30,14 +32,53 @@ package final class NVRTC: @unchecked Sendable {
     var (major, minor): (Int32, Int32) = (0, 0)
     _ = unsafe functions.nvrtcVersion(&major, &minor)
     version = CUDAVersion(major: Int(major), minor: Int(minor))
+    var count: Int32 = 0
+    _ = unsafe functions.nvrtcGetNumSupportedArchs(&count)
+    var numbers = [Int32](repeating: 0, count: Int(max(count, 0)))
+    if !numbers.isEmpty { _ = unsafe functions.nvrtcGetSupportedArchs(&numbers) }
+    architectures = numbers.map { Int($0) }
   }
 
   /// What every compilation is given besides the architecture.
   package static let options = ["--std=c++17"]
 
+  /// What to compile for a device: code for it; if it is newer than the compiler, code for an older one
+  /// of its generation, which it runs, or else `compute_…`, which its driver compiles on.
+  ///
+  /// - Throws: `AttentionError` with code `.unavailable` where the compiler knows nothing that the device
+  ///   runs.
+  package func architecture(for device: CUDADevice) throws(AttentionError) -> String {
+    guard
+      let name = Self.architecture(
+        major: device.major,
+        minor: device.minor,
+        exact: device.architecture,
+        known: architectures
+      )
+    else {
+      throw AttentionError(
+        .unavailable,
+        "NVRTC \(version) cannot compile for \(device.architecture)"
+      )
+    }
+    return name
+  }
+
+  package static func architecture(
+    major: Int,
+    minor: Int,
+    exact: String,
+    known: [Int]
+  ) -> String? {
+    let number = 10 * major + minor
+    if known.contains(number) { return exact }
+    guard let nearest = known.filter({ $0 >= 80 && $0 < number }).max() else { return nil }
+    return nearest / 10 == major ? "sm_\(nearest)" : "compute_\(nearest)"
+  }
+
   /// What a compilation gave.
   package struct Output: Sendable {
-    /// Code for the device.
+    /// Code for the device, or text for its driver.
     package let code: [UInt8]
     /// What the compiler said.
     package let log: String
@@ -83,13 +124,22 @@ package final class NVRTC: @unchecked Sendable {
         "NVRTC \(version) cannot compile the kernels for \(architecture):\n\(unsafe log(program))"
       )
     }
+    let isText = architecture.hasPrefix("compute_")
+    let table = functions
     var size = 0
-    try check("nvrtcGetCUBINSize", unsafe functions.nvrtcGetCUBINSize(program, &size))
+    let sized =
+      isText
+      ? unsafe table.nvrtcGetPTXSize(program, &size)
+      : unsafe table.nvrtcGetCUBINSize(program, &size)
+    try check(isText ? "nvrtcGetPTXSize" : "nvrtcGetCUBINSize", sized)
     var code = [UInt8](repeating: 0, count: size)
     let copied = unsafe code.withUnsafeMutableBytes {
-      unsafe functions.nvrtcGetCUBIN(program, $0.baseAddress?.assumingMemoryBound(to: CChar.self))
+      let target = unsafe $0.baseAddress?.assumingMemoryBound(to: CChar.self)
+      return isText
+        ? unsafe table.nvrtcGetPTX(program, target)
+        : unsafe table.nvrtcGetCUBIN(program, target)
     }
-    try check("nvrtcGetCUBIN", copied)
+    try check(isText ? "nvrtcGetPTX" : "nvrtcGetCUBIN", copied)
     return Output(code: code, log: unsafe log(program))
   }
 

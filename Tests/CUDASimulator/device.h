@@ -187,11 +187,13 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 DEVICE void copy_async_16(u32 destination, const void* source, u32 valid) {
   if ((destination | (uintptr_t)source) & 15) simulator::fail("cp.async: not a multiple of 16");
-  simulator::me->open_copies.push_back([=] {
+  auto copy = [=] {
     u8* const target = simulator::at(destination, 16);
     memset(target, 0, 16);
     memcpy(target, source, valid);
-  });
+  };
+  if (simulator::copies_land_at_once()) return copy();
+  simulator::me->open_copies.push_back(copy);
 }
 DEVICE void copy_async_commit() {
   simulator::me->copies.push_back(std::move(simulator::me->open_copies));

@@ -22,14 +22,28 @@
 #include <mutex>
 #include <string>
 
-enum { success = 0, invalid_value = 1, out_of_memory = 2, invalid_image = 200, not_found = 500 };
+enum {
+  success = 0,
+  invalid_value = 1,
+  out_of_memory = 2,
+  invalid_image = 200,
+  invalid_context = 201,
+  not_found = 500
+};
 
+// Modules, functions and streams belong to the context that was current when they were made.
+struct CUctx_st {};
 struct CUmod_st {
   void* library;
+  CUcontext context;
 };
 struct CUfunc_st {
   void (*entry)(const void*);
   unsigned parameter_bytes, threads;
+  CUcontext context;
+};
+struct CUstream_st {
+  CUcontext context;
 };
 struct CUevent_st {
   double milliseconds = 0;
@@ -39,6 +53,11 @@ struct SimulatedTensorMap {
   u64 width, height, pitch;
   u32 box_width, box_height;
 };
+
+static CUctx_st primary;
+static bool is_primary_active;
+static thread_local std::vector<CUcontext> contexts;
+static CUcontext current() { return contexts.empty() ? nullptr : contexts.back(); }
 
 static std::recursive_mutex lock;
 static std::deque<simulator::Job> queue;
@@ -55,7 +74,9 @@ static void run_queue() {
     job();
   }
 }
-static CUresult enqueue(simulator::Job job) {
+static CUresult enqueue(CUstream stream, simulator::Job job) {
+  // The default stream is that of the current context.
+  if (!current() || (stream && stream->context != current())) return invalid_context;
   const std::lock_guard<std::recursive_mutex> guard(lock);
   queue.push_back(std::move(job));
   return success;
@@ -82,6 +103,7 @@ CUresult cuGetErrorString(CUresult code, const char** text) {
           : code == invalid_image  ? "device kernel image is invalid"
           : code == not_found      ? "named symbol not found"
           : code == invalid_value  ? "invalid argument"
+          : code == invalid_context ? "invalid device context"
                                    : "unknown error";
   return success;
 }
@@ -111,17 +133,41 @@ CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
   return success;
 }
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) {
-  *context = (CUcontext)&allocations;
+  is_primary_active = true;
+  *context = &primary;
   return success;
 }
-CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) { return success; }
-CUresult cuCtxPushCurrent_v2(CUcontext) { return success; }
+CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* active) {
+  *flags = 0;
+  *active = is_primary_active;
+  return success;
+}
+CUresult cuCtxCreate_v2(CUcontext* context, unsigned, CUdevice) {
+  contexts.push_back(*context = new CUctx_st);
+  return success;
+}
+CUresult cuCtxGetCurrent(CUcontext* context) {
+  *context = current();
+  return success;
+}
+CUresult cuCtxGetDevice(CUdevice* device) {
+  *device = 0;
+  return current() ? success : invalid_context;
+}
+CUresult cuCtxPushCurrent_v2(CUcontext context) {
+  if (!context) return invalid_context;
+  contexts.push_back(context);
+  return success;
+}
 CUresult cuCtxPopCurrent_v2(CUcontext* context) {
-  *context = (CUcontext)&allocations;
+  if (!current()) return invalid_context;
+  *context = current();
+  contexts.pop_back();
   return success;
 }
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+  if (!current()) return invalid_context;
   const Elf64_Ehdr* const header = (const Elf64_Ehdr*)image;
   if (memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) return invalid_image;
   const size_t bytes = header->e_shoff + (size_t)header->e_shentsize * header->e_shnum;
@@ -134,7 +180,7 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     return invalid_image;
   }
   // The descriptor stays open: the loader tells libraries apart by their paths.
-  *module = new CUmod_st{library};
+  *module = new CUmod_st{library, current()};
   return success;
 }
 CUresult cuModuleUnload(CUmodule module) {
@@ -149,19 +195,20 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
   if (!entry) return not_found;
   *function = new CUfunc_st{(void (*)(const void*))entry,
                             *(const unsigned*)dlsym(module->library, bytes.c_str()),
-                            *(const unsigned*)dlsym(module->library, threads.c_str())};
+                            *(const unsigned*)dlsym(module->library, threads.c_str()), module->context};
   return success;
 }
 CUresult cuFuncSetAttribute(CUfunction, int, int) { return success; }
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
-                        unsigned by, unsigned bz, unsigned shared_bytes, CUstream,
+                        unsigned by, unsigned bz, unsigned shared_bytes, CUstream stream,
                         void** parameters, void**) {
+  if (f->context != current()) return invalid_context;
   if (bx != f->threads || by != 1 || bz != 1 || gx == 0 || gy == 0 || gz == 0 || gy > 65535 ||
       gz > 65535 || shared_bytes > 227 * 1024) {
     return invalid_value;
   }
   const std::vector<u8> copy((const u8*)parameters[0], (const u8*)parameters[0] + f->parameter_bytes);
-  return enqueue([=] {
+  return enqueue(stream, [=] {
     std::vector<u8> memory(copy.size() + 64);
     u8* const aligned = (u8*)(((uintptr_t)memory.data() + 63) & ~(uintptr_t)63);
     memcpy(aligned, copy.data(), copy.size());
@@ -171,6 +218,7 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
 
 CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   const std::lock_guard<std::recursive_mutex> guard(lock);
+  if (!current()) return invalid_context;
   if (bytes == 0) return invalid_value;
   if (bytes > (size_t)4 << 30) return out_of_memory;
   const size_t page = 4096, used = (bytes + 255) & ~(size_t)255;
@@ -195,21 +243,36 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
   allocations.erase(found);
   return success;
 }
-CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t bytes, CUstream) {
-  return enqueue([=] { memcpy((void*)target, source, bytes); });
+CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t bytes, CUstream stream) {
+  return enqueue(stream, [=] { memcpy((void*)target, source, bytes); });
 }
-CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t bytes, CUstream) {
-  return enqueue([=] { memcpy(target, (const void*)source, bytes); });
+CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t bytes, CUstream stream) {
+  return enqueue(stream, [=] { memcpy(target, (const void*)source, bytes); });
 }
-CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t bytes, CUstream) {
-  return enqueue([=] { memset((void*)target, value, bytes); });
+CUresult cuMemcpyHtoD_v2(CUdeviceptr target, const void* source, size_t bytes) {
+  synchronize();
+  memcpy((void*)target, source, bytes);
+  return success;
+}
+CUresult cuMemcpyDtoH_v2(void* target, CUdeviceptr source, size_t bytes) {
+  // The default stream does not wait for a stream that is independent of it.
+  memcpy(target, (const void*)source, bytes);
+  return success;
+}
+CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t bytes, CUstream stream) {
+  return enqueue(stream, [=] { memset((void*)target, value, bytes); });
 }
 
 CUresult cuStreamCreate(CUstream* stream, unsigned) {
-  *stream = (CUstream)&queue;
+  if (!current()) return invalid_context;
+  *stream = new CUstream_st{current()};
   return success;
 }
-CUresult cuStreamDestroy_v2(CUstream) { return synchronize(); }
+CUresult cuStreamDestroy_v2(CUstream stream) {
+  synchronize();
+  delete stream;
+  return success;
+}
 CUresult cuStreamSynchronize(CUstream) { return synchronize(); }
 CUresult cuEventCreate(CUevent* event, unsigned) {
   *event = new CUevent_st;
@@ -220,8 +283,8 @@ CUresult cuEventDestroy_v2(CUevent event) {
   delete event;
   return success;
 }
-CUresult cuEventRecord(CUevent event, CUstream) {
-  return enqueue([=] {
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+  return enqueue(stream, [=] {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     event->milliseconds = std::chrono::duration<double, std::milli>(now).count();
   });

@@ -16,7 +16,8 @@ enum { success = 0, compilation_error = 6 };
 
 struct _nvrtcProgram {
   std::filesystem::path folder;
-  std::string log, cubin;
+  std::string log, code;
+  bool is_text;  // what a real one gives as PTX
 };
 
 static std::string contents(const std::filesystem::path& path) {
@@ -65,7 +66,7 @@ nvrtcResult nvrtcCreateProgram(nvrtcProgram* program, const char* source, const 
                                const char* const* headers, const char* const* names) {
   std::string pattern = (std::filesystem::temp_directory_path() / "cuda-simulator-XXXXXX").string();
   if (!mkdtemp(pattern.data())) return compilation_error;
-  *program = new _nvrtcProgram{pattern, "", ""};
+  *program = new _nvrtcProgram{pattern, "", "", false};
   std::ofstream((*program)->folder / "source.cpp") << source;
   for (int i = 0; i < count; i++) {
     std::ofstream((*program)->folder / names[i]) << with_fault(names[i], headers[i]);
@@ -78,7 +79,18 @@ nvrtcResult nvrtcDestroyProgram(nvrtcProgram* program) {
   *program = nullptr;
   return success;
 }
-nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int, const char* const*) {
+nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int count, const char* const* options) {
+  const std::string name = "--gpu-architecture=";
+  std::string architecture;
+  for (int i = 0; i < count; i++) {
+    const std::string option = options[i];
+    if (option.rfind(name, 0) == 0) architecture = option.substr(name.size());
+  }
+  program->is_text = architecture.rfind("compute_", 0) == 0;
+  if (architecture != "sm_80" && architecture != "sm_90a" && !program->is_text) {
+    program->log = "invalid value for --gpu-architecture: " + architecture;
+    return compilation_error;
+  }
   const std::string folder = program->folder.string();
   const std::string command =
       std::string(SIMULATOR_COMPILER) + " -O2 -std=c++17 -w -shared -fPIC -ffp-contract=off" +
@@ -87,8 +99,8 @@ nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int, const char* const*) {
       " 2> " + folder + "/log";
   const int status = std::system(command.c_str());
   program->log = contents(program->folder / "log");
-  program->cubin = contents(program->folder / "kernel.so");
-  return status == 0 && !program->cubin.empty() ? success : compilation_error;
+  program->code = contents(program->folder / "kernel.so");
+  return status == 0 && !program->code.empty() ? success : compilation_error;
 }
 nvrtcResult nvrtcGetProgramLogSize(nvrtcProgram program, size_t* bytes) {
   *bytes = program->log.size() + 1;
@@ -99,11 +111,20 @@ nvrtcResult nvrtcGetProgramLog(nvrtcProgram program, char* log) {
   return success;
 }
 nvrtcResult nvrtcGetCUBINSize(nvrtcProgram program, size_t* bytes) {
-  *bytes = program->cubin.size();
+  *bytes = program->is_text ? 0 : program->code.size();
   return success;
 }
-nvrtcResult nvrtcGetCUBIN(nvrtcProgram program, char* cubin) {
-  memcpy(cubin, program->cubin.data(), program->cubin.size());
+nvrtcResult nvrtcGetCUBIN(nvrtcProgram program, char* code) {
+  if (program->is_text) return compilation_error;
+  memcpy(code, program->code.data(), program->code.size());
+  return success;
+}
+nvrtcResult nvrtcGetPTXSize(nvrtcProgram program, size_t* bytes) {
+  *bytes = program->code.size();
+  return success;
+}
+nvrtcResult nvrtcGetPTX(nvrtcProgram program, char* code) {
+  memcpy(code, program->code.data(), program->code.size());
   return success;
 }
 

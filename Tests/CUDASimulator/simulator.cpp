@@ -19,9 +19,11 @@ int block_threads;
 static std::vector<Thread> threads;
 static const Job* kernel_body;
 static u64 progress;  // counts events; a round without any is a deadlock
-// 1: warps in random order; 2: TMA also lands at random; 3: TMA lands at once, which finds stages
-// that are released too early.
+// 1: warps in random order; 2: TMA also lands at random; 3: all copies land at once, and a warp that
+// arrives at an mbarrier lets the others go first: finds stages that are released too early.
 static int schedule = 1;
+static bool has_given_way;  // the warp that runs shall stop, others are to go first
+bool copies_land_at_once() { return schedule == 3; }
 static u32 random_state = 12345;
 static u32 random_next() {
   random_state ^= random_state << 13;
@@ -142,6 +144,9 @@ void barrier_arrive(u32 address, int expected) {
   b.bytes += expected;
   b.pending--;
   advance(b);
+  if (schedule != 3 || expected != 0) return;
+  has_given_way = true;
+  yield();
 }
 void barrier_complete(u32 address, u32 bytes) {
   Barrier& b = barrier_at(address);
@@ -295,6 +300,10 @@ static void run_warp(int warp) {
       if (threads[i].done) continue;
       me = &threads[i];
       resume(i);
+    }
+    if (has_given_way) {
+      has_given_way = false;
+      return;
     }
   }
 }

@@ -2,8 +2,9 @@
 //
 // Every CUDA thread is a fibre. An operation of a warp, a warpgroup or a block is a meeting, which the
 // last fibre to arrive carries out for all, with the fragment layouts of the PTX manual. Asynchrony is
-// adversarial: cp.async lands at its wait and not before, TMA when nobody else can run or at random,
-// wgmma reads registers and writes accumulators at its wait, and until then they hold garbage.
+// adversarial: cp.async lands at its wait and not before, TMA when nobody else can run or at random, in
+// one schedule both when they are issued; wgmma reads registers and writes accumulators at its wait,
+// and until then they hold garbage.
 // Layouts, swizzles, synchronisation and arithmetic are modelled; timing, bank conflicts and memory
 // ordering are not.
 #pragma once
@@ -40,6 +41,8 @@ extern u8* shared;
 extern size_t shared_size;
 extern int block_threads;
 
+// Whether asynchronous copies land when they are issued, not as late as they may.
+bool copies_land_at_once();
 // Lets other fibres run.
 void yield();
 // Ends the process: a kernel did what a GPU does not allow.

@@ -41,4 +41,20 @@ import Testing
       }
     }
   }
+
+  /// Exact code where the compiler knows the device, older code of its generation, or text for the
+  /// driver; never the form of sm_90 that no other device runs.
+  @Test(arguments: [
+    (8, 0, "sm_80"), (8, 6, "sm_86"), (8, 7, "sm_86"), (8, 9, "sm_89"), (9, 0, "sm_90a"),
+    (10, 0, "compute_90"), (12, 0, "compute_90"),
+  ])
+  func devicesNewerThanTheCompiler(major: Int, minor: Int, expected: String) {
+    let exact = "sm_\(major)\(minor)" + (major == 9 ? "a" : "")
+    func architecture(_ known: [Int]) -> String? {
+      NVRTC.architecture(major: major, minor: minor, exact: exact, known: known)
+    }
+    #expect(architecture([50, 60, 70, 75, 80, 86, 89, 90]) == expected)
+    #expect(architecture([75, 10 * major + minor, 130]) == exact)
+    #expect(architecture([130]) == nil)
+  }
 }

@@ -28,7 +28,7 @@ DEVICE void attention_float16_sm80(const intfa_cuda_attention_16& p) {
   const u32 q_tile = shared_address(shared_memory);
   const u32 k_tiles = q_tile + BLOCK_M * ROW, v_tiles = k_tiles + 2 * TILE;
   const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
-  const int rows = p.output.rows.tokens, row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
+  const int rows = rows_of_head(p.output), row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
   const int head = blockIdx.x / row_blocks, key_head = head / p.output.group, split = blockIdx.y;
   // The last rows first: under a causal mask they see the most keys.
   const int first_row = (row_blocks - 1 - (int)(blockIdx.x - head * row_blocks)) * BLOCK_M;

@@ -40,14 +40,14 @@ DEVICE void attention_int8_sm80(const intfa_cuda_attention& p) {
   const u32 k_tiles = q_tile + BLOCK_M * D, v_tiles = k_tiles + 2 * TILE;
   u8* const tables = shared_memory + BLOCK_M * D + 4 * TILE;
   const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
-  const int rows = p.output.rows.tokens, row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
+  const int rows = rows_of_head(p.output), row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
   const int head = blockIdx.x / row_blocks, key_head = head / p.output.group, split = blockIdx.y;
   // The last rows first: under a causal mask they see the most keys.
   const int first_row = (row_blocks - 1 - (int)(blockIdx.x - head * row_blocks)) * BLOCK_M;
   const int last_row = first_row + BLOCK_M < rows ? first_row + BLOCK_M - 1 : rows - 1;
   const KeyRange tiles = visible_tiles<BLOCK_N, 0>(p.visible, p.key_tokens, first_row, last_row,
                                                    split, p.split_tiles);
-  const size_t keys_begin = (size_t)key_head * p.key_tokens * D;
+  const size_t keys_begin = (size_t)key_head * p.key_rows * D;
   const bool exact =
       ((const intfa_cuda_value_head*)p.output.value_heads)[key_head].exact != 0;
 

@@ -54,7 +54,7 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
   const u32 q_full = tables + STAGES * TABLES, k_full = q_full + 8, k_empty = k_full + 8 * STAGES;
   const u32 v_full = k_empty + 8 * STAGES, v_empty = v_full + 8 * STAGES;
   const int thread = threadIdx.x, group = thread >> 7;
-  const int rows = p.output.rows.tokens, row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
+  const int rows = rows_of_head(p.output), row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
   const int head = blockIdx.x / row_blocks, key_head = head / p.output.group, split = blockIdx.y;
   // The last rows first: under a causal mask they see the most keys.
   const int first_row = (row_blocks - 1 - (int)(blockIdx.x - head * row_blocks)) * BLOCK_M;

@@ -7,7 +7,7 @@ struct KeyRange {
   int begin, end;
 };
 DEVICE KeyRange visible_keys(const intfa_cuda_visible& v, int keys, int row) {
-  const int begin = v.first + row * v.step, end = v.end + row * v.step;
+  const int shift = row / v.rows_per_step * v.step, begin = v.first + shift, end = v.end + shift;
   return {begin > 0 ? begin : 0, end < keys ? end : keys};
 }
 

@@ -2,6 +2,9 @@
 #pragma once
 #include "rows.cuh"
 
+// Rows of a head of the loop, which is `pack` query heads side by side, token by token.
+DEVICE int rows_of_head(const intfa_cuda_output& p) { return p.rows.tokens * p.pack; }
+
 // x is the sum of P times codes, `total` the row sum, both relative to 2^reference.
 template <int E>
 DEVICE void finish_row(float (&x)[E], const intfa_cuda_output& p, int head, int row, float total,
@@ -14,21 +17,22 @@ DEVICE void finish_row(float (&x)[E], const intfa_cuda_output& p, int head, int 
   const float scale = total > 0.f ? factor / total : 0.f;  // a row that sees no key gives zeros
   rotate_row(x, p.rotation, lane);
   UNROLL for (int e = 0; e < E; e++) x[e] *= scale;
-  store_row(x, p.rows, head, row, lane);
+  const int token = row / p.pack, query_head = head * p.pack + row - token * p.pack;
+  store_row(x, p.rows, query_head, token, lane);
   if (!p.log_sum_exp || lane != 0) return;
   float result = bits_as_float(0xff800000u);
   if (total > 0.f) {
     result = 0.69314718f * (reference + (log2f(total) - p.log2_levels));
-    if (p.shifts) result += ((const float*)p.shifts)[(size_t)head * p.rows.tokens + row];
+    if (p.shifts) result += ((const float*)p.shifts)[(size_t)query_head * p.rows.tokens + token];
   }
-  const int batch = head / p.rows.batch_heads, index = head - batch * p.rows.batch_heads;
+  const int batch = query_head / p.rows.batch_heads, index = query_head - batch * p.rows.batch_heads;
   ((float*)p.log_sum_exp)[batch * p.log_sum_exp_batch_stride + index * p.log_sum_exp_head_stride +
-                          row * p.log_sum_exp_token_stride] = result;
+                          token * p.log_sum_exp_token_stride] = result;
 }
 
 // The entry of a row in the partial results of a split.
 DEVICE size_t partial_entry(const intfa_cuda_output& p, int split, int head, int row) {
-  return ((size_t)split * p.rows.heads + head) * p.rows.tokens + row;
+  return ((size_t)split * (p.rows.heads / p.pack) + head) * rows_of_head(p) + row;
 }
 
 // The 16 rows of a warp whose accumulators are in fragment order: lane 4g + t has rows g and g + 8.
@@ -55,7 +59,7 @@ DEVICE void finish_rows(const intfa_cuda_output& p, int head, int first_row, int
       const float row_total = __shfl_sync(kAllLanes, index < 8 ? total[0] : total[1], source);
       const float row_reference =
           __shfl_sync(kAllLanes, index < 8 ? reference[0] : reference[1], source);
-      if (row >= p.rows.tokens) continue;
+      if (row >= rows_of_head(p)) continue;
       float x[D / 32];
       UNROLL for (int e = 0; e < D / 32; e++) x[e] = scratch[i * D + 32 * e + lane];
       if (p.splits == 1) {
@@ -81,7 +85,7 @@ DEVICE void merge_splits(const intfa_cuda_output& p) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const u64 index = (u64)blockIdx.x * 8 + warp;
   if (index >= (u64)p.rows.heads * p.rows.tokens) return;
-  const int head = (int)(index / p.rows.tokens), row = (int)(index - (u64)head * p.rows.tokens);
+  const int rows = rows_of_head(p), head = (int)(index / rows), row = (int)(index - (u64)head * rows);
   float x[E], total = 0.f, reference = kMasked;
   UNROLL for (int e = 0; e < E; e++) x[e] = 0.f;
   for (int split = 0; split < p.splits; split++) {

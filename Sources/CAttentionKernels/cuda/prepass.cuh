@@ -100,11 +100,12 @@ DEVICE void quantize_rows(const intfa_cuda_quantize& p) {
   }
   rotate_row(x, p.rotation, lane);
   const float top = fmaxf(largest_magnitude(x), kSmallestMaximum), multiplier = 127.f / top;
-  s8* const codes = (s8*)p.codes + row * p.code_pitch;
+  const int packed_head = head / p.pack, place = token * p.pack + head - packed_head * p.pack;
+  s8* const codes = (s8*)p.codes + ((size_t)packed_head * p.code_rows + place) * p.code_pitch;
   UNROLL for (int e = 0; e < E; e++) {
     if (32 * e + lane < p.code_pitch) codes[32 * e + lane] = code_of(x[e], multiplier);
   }
-  const size_t entry = (size_t)head * p.scale_pitch + token;
+  const size_t entry = (size_t)packed_head * p.scale_pitch + place;
   const float scale = top / 127.f * p.scale_factor;
   if (lane == 0) {
     if (p.pairs) {

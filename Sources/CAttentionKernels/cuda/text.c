@@ -15,6 +15,9 @@ static const char prepass[] = {
 static const char values[] = {
 #embed "values.cuh" suffix(, 0)
 };
+static const char cache[] = {
+#embed "cache.cuh" suffix(, 0)
+};
 static const char mask[] = {
 #embed "mask.cuh" suffix(, 0)
 };
@@ -45,6 +48,7 @@ static const struct {
     {"rows.cuh", rows},
     {"prepass.cuh", prepass},
     {"values.cuh", values},
+    {"cache.cuh", cache},
     {"mask.cuh", mask},
     {"output.cuh", output},
     {"tiles.cuh", tiles},

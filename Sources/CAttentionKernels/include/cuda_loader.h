@@ -33,6 +33,10 @@ typedef struct {
   X(CUresult, cuDeviceGetAttribute, "cuDeviceGetAttribute", int *, int, CUdevice)               \
   X(CUresult, cuDeviceTotalMem, "cuDeviceTotalMem_v2", size_t *, CUdevice)                      \
   X(CUresult, cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", CUcontext *, CUdevice)      \
+  X(CUresult, cuDevicePrimaryCtxGetState, "cuDevicePrimaryCtxGetState", CUdevice, unsigned *,   \
+    int *)                                                                                      \
+  X(CUresult, cuCtxGetCurrent, "cuCtxGetCurrent", CUcontext *)                                  \
+  X(CUresult, cuCtxGetDevice, "cuCtxGetDevice", CUdevice *)                                     \
   X(CUresult, cuCtxPushCurrent, "cuCtxPushCurrent_v2", CUcontext)                               \
   X(CUresult, cuCtxPopCurrent, "cuCtxPopCurrent_v2", CUcontext *)                               \
   X(CUresult, cuModuleLoadData, "cuModuleLoadData", CUmodule *, const void *)                   \
@@ -74,7 +78,9 @@ typedef struct {
   X(nvrtcResult, nvrtcGetProgramLogSize, "nvrtcGetProgramLogSize", nvrtcProgram, size_t *)      \
   X(nvrtcResult, nvrtcGetProgramLog, "nvrtcGetProgramLog", nvrtcProgram, char *)                \
   X(nvrtcResult, nvrtcGetCUBINSize, "nvrtcGetCUBINSize", nvrtcProgram, size_t *)                \
-  X(nvrtcResult, nvrtcGetCUBIN, "nvrtcGetCUBIN", nvrtcProgram, char *)
+  X(nvrtcResult, nvrtcGetCUBIN, "nvrtcGetCUBIN", nvrtcProgram, char *)                          \
+  X(nvrtcResult, nvrtcGetPTXSize, "nvrtcGetPTXSize", nvrtcProgram, size_t *)                    \
+  X(nvrtcResult, nvrtcGetPTX, "nvrtcGetPTX", nvrtcProgram, char *)
 
 #define INTFA_FIELD(RESULT, NAME, SYMBOL, ...) RESULT (*NAME)(__VA_ARGS__);
 typedef struct {

@@ -10,6 +10,7 @@ typedef unsigned long long intfa_address;
 enum {
   INTFA_CUDA_SUM_BLOCK = 256,   // tokens that one block of the survey sums
   INTFA_CUDA_VALUE_BLOCK = 64,  // tokens that one block turns into value codes
+  INTFA_CUDA_FIRST_TOKENS = 64,  // tokens of a cache that its statistics are taken from
   INTFA_CUDA_TABLE_LEAD = 64    // entries before a table's first, which a tile may read, not use
 };
 
@@ -59,8 +60,10 @@ typedef struct {
   intfa_cuda_rows rows;
   int rotation;
   int code_pitch;              // bytes of a row of codes, D padded with zeros
+  int code_rows;               // rows of codes of a head
   int scale_pitch;             // entries of a head's scales
-  int group;                   // query heads that share a key head; 0 for queries
+  int group;                   // query heads that share a key head; 0 for no biases
+  int pack;                    // heads whose rows stand side by side, token by token: one head then
   float scale_factor;          // multiplies the stored scales
   float bias_factor;
   float shift_factor;
@@ -105,9 +108,32 @@ typedef struct {
   intfa_address fold;          // float [head][pitch]: -log2(n_j)
 } intfa_cuda_value_codes;
 
-// A row's keys: [first + row * step, end + row * step), clipped to those that there are.
+// New tokens of a cache, kept as they came: float [head][INTFA_CUDA_FIRST_TOKENS][dimension].
 typedef struct {
-  int first, end, step;
+  intfa_cuda_rows rows;
+  int first;                   // position of the first row
+  int unused;
+  intfa_address target;
+} intfa_cuda_keep;
+
+// Rows of new values to the codes and tables of a cache, whose unit is fixed.
+typedef struct {
+  intfa_cuda_rows rows;
+  int rotation;
+  int code_pitch;
+  int pitch;                   // of codes and tables: tokens that there is room for
+  int first;                   // position of the first row
+  intfa_address results;       // intfa_cuda_value_head [head]; `exact` is set for an outlier
+  intfa_address codes;         // natural: s8 [head][position][code_pitch]
+  intfa_address weights;       // u8 [head][pitch], n_j in the order of permuted_key
+  intfa_address real_weights;  // float [head][pitch]
+  intfa_address fold;          // float [head][pitch]: -log2(n_j)
+} intfa_cuda_append;
+
+// A row's keys: [first + s, end + s) with s = row / rows_per_step * step, clipped to those that there
+// are.
+typedef struct {
+  int first, end, step, rows_per_step;
 } intfa_cuda_visible;
 
 // Where results go, for the tile loops and for the kernel that merges their splits.
@@ -117,7 +143,7 @@ typedef struct {
   long long log_sum_exp_batch_stride, log_sum_exp_head_stride, log_sum_exp_token_stride;
   intfa_address shifts;       // float [head][token], added to the log-sum-exp; or 0
   intfa_address value_heads;  // intfa_cuda_value_head [key head]; or 0 for a factor of 1
-  int group;                  // query heads that share a key/value head
+  int group;                  // heads of the loop that share a key/value head
   int rotation;
   float log2_levels;          // log2 of what P = 1 counts in the row sum
   int splits;                 // parts of the keys that are computed apart
@@ -125,7 +151,7 @@ typedef struct {
   intfa_address references;   // splits > 1: float [split][head][token]: maximum of the logits
   intfa_address totals;       // splits > 1: float [split][head][token]: row sum
   int partial_pitch;
-  int unused;
+  int pack;                   // query heads that are one head of the loop, side by side in its rows
 } intfa_cuda_output;
 
 // The tile loop on INT8 codes.
@@ -136,7 +162,7 @@ typedef struct {
   int pitch;                   // of the tables over keys
   int split_tiles;             // tiles of a split
   int running_maximum;         // P is relative to the maximum so far, not to that of its tile
-  int unused;
+  int key_rows;                // rows of codes of a key head
   intfa_address query;         // s8 [head][token][D]
   intfa_address query_scales;  // float [head][token], logits in powers of two
   intfa_address key;           // s8 [key head][key][D]

@@ -1,0 +1,121 @@
+internal import CAttentionKernels
+import IntFlashAttention
+
+extension CUDACall {
+  /// A tensor in device memory, with neighbours in its last dimension side by side.
+  struct Operand {
+    let address: UInt64
+    let elementType: ElementType
+    let shape: [Int]
+    let strides: [Int]
+
+    init(address: UInt64, elementType: ElementType, shape: [Int], strides: [Int]) {
+      self.address = address
+      self.elementType = elementType
+      self.shape = shape
+      self.strides = strides
+    }
+
+    init(_ tensor: borrowing DeviceTensor) {
+      address = tensor.place
+      elementType = tensor.elementType
+      shape = tensor.shape
+      strides = tensor.strides
+    }
+  }
+
+  /// log2(e), in front of every logit: the kernels count in powers of two.
+  static let log2e: Float = 1.442695041
+  /// Rows of a block in the kernels that give a warp a row.
+  private static let rowsPerBlock = 8
+
+  static func rowBlocks(_ rows: Int) -> Int { (rows + rowsPerBlock - 1) / rowsPerBlock }
+
+  /// Throws where a tensor is not what a call needs.
+  static func require(
+    _ tensor: borrowing DeviceTensor,
+    _ name: String,
+    _ shape: [Int],
+    _ types: [ElementType] = [.float32, .float16, .bfloat16]
+  ) throws(AttentionError) {
+    guard tensor.shape == shape else {
+      throw AttentionError(
+        .shapeMismatch,
+        "\(name) has shape \(tensor.shape), but the call needs \(shape)"
+      )
+    }
+    guard types.contains(tensor.elementType) else {
+      throw AttentionError(
+        .unsupportedElementType,
+        "\(name) is \(tensor.elementType.rawValue); it must be one of "
+          + types.map(\.rawValue).joined(separator: ", ")
+      )
+    }
+  }
+
+  /// Throws where two tensors reach into the same part of the memory.
+  static func requireDisjoint(
+    _ output: borrowing DeviceTensor,
+    _ name: String,
+    _ input: borrowing DeviceTensor,
+    _ inputName: String
+  ) throws(AttentionError) {
+    guard output.reach.overlaps(input.reach) else { return }
+    throw AttentionError(.overlappingOutput, "\(name) and \(inputName) overlap in device memory")
+  }
+
+  /// Channels per block of the rotation; 1 is none.
+  static func rotation(_ dimension: Int, _ isRotated: Bool) -> Int32 {
+    isRotated ? Int32(HadamardRotation(dimension: dimension).blockLength) : 1
+  }
+}
+
+extension CUDACall.Operand {
+  /// The rows of a [B, H, N, D] tensor as kernels take them.
+  var rows: intfa_cuda_rows {
+    var rows = intfa_cuda_rows()
+    rows.base = address
+    rows.batch_stride = Int64(strides[0])
+    rows.head_stride = Int64(strides[1])
+    rows.token_stride = Int64(strides[2])
+    rows.format = elementType.deviceFormat
+    rows.batch_heads = Int32(shape[1])
+    rows.heads = Int32(shape[0] * shape[1])
+    rows.tokens = Int32(shape[2])
+    rows.dimension = Int32(shape[3])
+    return rows
+  }
+
+  /// Tokens `range` of it.
+  func tokens(_ range: Range<Int>) -> CUDACall.Operand {
+    let offset = range.lowerBound * strides[2] * elementType.bitWidth / 8
+    return CUDACall.Operand(
+      address: address + UInt64(offset),
+      elementType: elementType,
+      shape: [shape[0], shape[1], range.count, shape[3]],
+      strides: strides
+    )
+  }
+}
+
+extension ElementType {
+  /// The number that the kernels have for it.
+  var deviceFormat: Int32 {
+    switch self {
+    case .float16: Int32(INTFA_CUDA_FLOAT16)
+    case .bfloat16: Int32(INTFA_CUDA_BFLOAT16)
+    default: Int32(INTFA_CUDA_FLOAT32)
+    }
+  }
+}
+
+extension CUDAMethod {
+  /// log2 of the codes that P = 1 has.
+  var log2Levels: Float {
+    switch self {
+    case .int8: 7.994353437  // 255
+    case .int8Paper: 6.988684687  // 127
+    case .float: 0
+    }
+  }
+}
