@@ -154,3 +154,28 @@ def test_several_threads_on_one_cache_and_on_forks():
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         for output in pool.map(work, range(48)):
             assert numpy.array_equal(output, expected)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_masks_slopes_and_sinks(precision):
+    q, k, v = normal(11, (6, 40, 64), K, V)
+    rng = numpy.random.default_rng(12)
+    mask = rng.uniform(size=(6, 40, 300)) < 0.7
+    slopes = (0.5 ** numpy.arange(1, 7)).astype("float32")
+    sinks = rng.normal(size=6).astype("float32")
+    cache = make(precision)
+    cache.append(k, v)
+    output = cache.attention(q, attn_mask=mask, alibi_slopes=slopes, sinks=sinks)
+    expected = intfa.attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        attn_mask=mask,
+        alibi_slopes=slopes,
+        sinks=sinks,
+        precision="float32",
+    )
+    assert error(output, expected) <= 1.5 * GATES[precision]
+    with pytest.raises(intfa.ShapeMismatchError, match="mask"):
+        cache.attention(q, attn_mask=mask[..., :299])

@@ -142,6 +142,9 @@ public func intfa_kv_cache_run(
     let query = unsafe try CTensor.operand(operands.query, "query").batched("query", rank: 4)
     let output = unsafe try CTensor.operand(operands.output, "output").batched("output", rank: 4)
     let sums = unsafe try CTensor.optionalOperand(operands.log_sum_exp, "log_sum_exp")
+    let mask = unsafe try CTensor.optionalOperand(operands.mask, "mask")
+    let slopes = unsafe try CTensor.optionalOperand(operands.alibi_slopes, "alibi_slopes")
+    let sinks = unsafe try CTensor.optionalOperand(operands.sinks, "sinks")
     let caches = unsafe try sequences(operands)
     let offsets = unsafe try offsets(operands, count: caches.count, queries: query.shape[2])
     let attention = try CachedAttention(
@@ -154,6 +157,9 @@ public func intfa_kv_cache_run(
         query: query.view,
         offsets: offsets,
         caches: caches,
+        mask: mask?.view,
+        alibiSlopes: slopes?.view,
+        sinks: sinks?.view,
         into: output.mutableView,
         logSumExp: sums.mutableView
       )
@@ -162,6 +168,9 @@ public func intfa_kv_cache_run(
         query: query.view,
         offsets: offsets,
         caches: caches,
+        mask: mask?.view,
+        alibiSlopes: slopes?.view,
+        sinks: sinks?.view,
         into: output.mutableView
       )
     }

@@ -44,15 +44,7 @@ static int64_t free_pages(const intfa_kv_pool *pool) {
   return information.free_page_count;
 }
 
-/* Of integers the bits are the same; sums of floats depend on where pages lie. */
-static int agree(const array *a, const array *b, int is_integer) {
-  if (is_integer) return same(a, b);
-  for (int64_t i = 0; i < count_of(a); ++i)
-    if (fabs(get(a, i) - get(b, i)) > 1e-5) return 0;
-  return 1;
-}
-
-static void test_one(const char *precision, int is_integer, double bound) {
+static void test_one(const char *precision, double bound) {
   intfa_kv_pool *pool = make_pool(precision, 2048);
   int64_t all = free_pages(pool), count = 0;
   intfa_kv_cache *whole = NULL, *cache = NULL, *fork = NULL;
@@ -74,6 +66,28 @@ static void test_one(const char *precision, int is_integer, double bound) {
         relative_error(&expected, exact));
   CHECK(relative_error(&sums, exact_sums) < bound, "%s: log-sum-exp", precision);
 
+  array mask = make(INTFA_FLOAT32, ROW_MAJOR, 3, (int64_t[]){HEADS, LENGTH, LENGTH}),
+        slopes = make(INTFA_FLOAT32, ROW_MAJOR, 1, (int64_t[]){HEADS}),
+        sinks = make(INTFA_FLOAT32, ROW_MAJOR, 1, (int64_t[]){HEADS}),
+        added = make3(INTFA_FLOAT32, HEADS, LENGTH, D), all_queries = tokens(&queries, 0, LENGTH);
+  fill(&mask, 7), fill(&sinks, 8);
+  for (int64_t i = 0; i < count_of(&mask); i += 3) set(&mask, i, -INFINITY);
+  for (int64_t h = 0; h < HEADS; ++h) set(&slopes, h, 0.5 / (double)(1 << h));
+  intfa_kv_operands additions = {.struct_size = sizeof additions,
+                                 .query = view(&all_queries),
+                                 .output = view(&added),
+                                 .caches = (const intfa_kv_cache *const *)&whole,
+                                 .cache_count = 1,
+                                 .mask = view(&mask),
+                                 .alibi_slopes = view(&slopes),
+                                 .sinks = view(&sinks)};
+  OK(intfa_kv_cache_run(pool, &additions, NULL));
+  naive(&q, &k, &v, &mask, &slopes, &sinks, &causal, exact, exact_sums);
+  CHECK(relative_error(&added, exact) < bound, "%s with additions: %g", precision,
+        relative_error(&added, exact));
+  mask.shape[2] = LENGTH - 1;
+  EXPECT(INTFA_SHAPE_MISMATCH, "mask", intfa_kv_cache_run(pool, &additions, NULL));
+
   /* In chunks that end at places where every precision gives the same bits; truncated and again. */
   OK(intfa_kv_cache_create(pool, &cache));
   append(cache, 0, 64);
@@ -87,8 +101,8 @@ static void test_one(const char *precision, int is_integer, double bound) {
   append(cache, 192, LENGTH);
   array chunks = run(pool, cache, LENGTH, LENGTH, NULL),
         forked = run(pool, fork, LENGTH, LENGTH, NULL);
-  CHECK(agree(&expected, &chunks, is_integer), "%s: chunks give other bits", precision);
-  CHECK(agree(&expected, &forked, is_integer), "%s: a fork gives other bits", precision);
+  CHECK(same(&expected, &chunks), "%s: chunks give other bits", precision);
+  CHECK(same(&expected, &forked), "%s: a fork gives other bits", precision);
 
   /* Decoding and a chunk in one call, queries packed. */
   array packed = make3(INTFA_FLOAT32, HEADS, 41, D), output = make3(INTFA_FLOAT32, HEADS, 41, D);
@@ -110,7 +124,7 @@ static void test_one(const char *precision, int is_integer, double bound) {
       int64_t row = i / D < 40 ? LENGTH - 40 + i / D : LENGTH - 1;
       double difference =
           get(&output, h * 41 * D + i) - get(&expected, (h * LENGTH + row) * D + i % D);
-      CHECK(is_integer ? difference == 0 : fabs(difference) < 1e-5,
+      CHECK(difference == 0,
             "%s: a packed call gives other bits", precision);
     }
 
@@ -122,7 +136,7 @@ static void test_one(const char *precision, int is_integer, double bound) {
   intfa_kv_cache_destroy(cache);
   intfa_kv_cache_destroy(whole);
   array again = run(pool, fork, LENGTH, LENGTH, NULL);
-  CHECK(agree(&expected, &again, is_integer), "%s: a fork outlives its origin", precision);
+  CHECK(same(&expected, &again), "%s: a fork outlives its origin", precision);
   intfa_kv_cache *last = NULL;
   OK(intfa_kv_cache_create(pool, &last));
   intfa_kv_cache_destroy(fork);
@@ -134,6 +148,7 @@ static void test_one(const char *precision, int is_integer, double bound) {
   drop(&sums), drop(&expected), drop(&chunks), drop(&forked), drop(&packed), drop(&output),
       drop(&again);
   drop(&q), drop(&k), drop(&v);
+  drop(&mask), drop(&slopes), drop(&sinks), drop(&added);
 }
 
 static void test_refusals(void) {
@@ -238,11 +253,11 @@ void test_caches(void) {
   values = make3(INTFA_FLOAT32, KV_HEADS, LENGTH, D);
   queries = make3(INTFA_FLOAT32, HEADS, LENGTH, D);
   fill(&keys, 1), fill(&values, 2), fill(&queries, 3);
-  test_one(NULL, 1, 3e-2);
-  test_one("int4", 1, 1e-1);
-  test_one("int4KeyValue", 1, 2e-1);
-  test_one("bfloat16", 0, 1e-2);
-  test_one("float32", 0, 2e-6);
+  test_one(NULL, 3e-2);
+  test_one("int4", 1e-1);
+  test_one("int4KeyValue", 2e-1);
+  test_one("bfloat16", 1e-2);
+  test_one("float32", 2e-6);
   test_refusals();
   test_pool_shapes();
   drop(&keys), drop(&values), drop(&queries);

@@ -119,6 +119,9 @@ class KVOperands(Sized):
         ("caches", POINTER(c_void_p)),
         ("cache_count", c_int64),
         ("offsets", POINTER(c_int64)),
+        ("mask", POINTER(Tensor)),
+        ("alibi_slopes", POINTER(Tensor)),
+        ("sinks", POINTER(Tensor)),
     ]
 
 

@@ -214,10 +214,10 @@ def run(
         key=_abi.pointer(_abi.tensor(key)),
         value=_abi.pointer(_abi.tensor(value)),
         output=_abi.pointer(_abi.tensor(output)),
-        log_sum_exp=_tensor(lse),
-        mask=_tensor(mask),
-        alibi_slopes=_tensor(alibi_slopes),
-        sinks=_tensor(sinks),
+        log_sum_exp=tensor_pointer(lse),
+        mask=tensor_pointer(mask),
+        alibi_slopes=tensor_pointer(alibi_slopes),
+        sinks=tensor_pointer(sinks),
     )
     _abi.check(
         _abi.library.intfa_attention(
@@ -289,5 +289,5 @@ def require_precision(precision: str) -> str:
     return precision
 
 
-def _tensor(part: Optional[Operand]) -> Any:
+def tensor_pointer(part: Optional[Operand]) -> Any:
     return None if part is None else _abi.pointer(_abi.tensor(part))

@@ -9,9 +9,9 @@ import weakref
 from typing import Any, Iterable, Iterator, Optional, Sequence
 
 from . import _abi
-from ._attention import Window, name_bytes, window_sides
+from ._attention import Window, name_bytes, optional, tensor_pointer, window_sides
 from ._errors import InvalidArgumentError, ShapeMismatchError
-from ._tensors import Operand, empty, operand
+from ._tensors import MASKS, Operand, empty, operand
 
 
 class KVPool:
@@ -90,6 +90,9 @@ class KVPool:
         is_causal: bool = True,
         window: Optional[Window] = None,
         softcap: Optional[float] = None,
+        attn_mask: Optional[Any] = None,
+        alibi_slopes: Optional[Any] = None,
+        sinks: Optional[Any] = None,
         return_lse: bool = False,
     ) -> Any:
         """Attention of the last tokens of several sequences, prefill and decoding mixed.
@@ -107,6 +110,10 @@ class KVPool:
             is_causal: whether keys after a query's own are hidden.
             window: how many keys before and after its own a query sees; None is unlimited.
             softcap: caps logits at this value.
+            attn_mask: boolean, or added to the logits; broadcasts to ``[Hq, T, L]``, where a row is a
+                query, a column a token of its sequence, and L at least the tokens of the longest.
+            alibi_slopes: ``[Hq]`` or ``[sequences, Hq]``: slope · distance is subtracted from the logits.
+            sinks: ``[Hq]`` or ``[sequences, Hq]``: the logit of a token without value.
             return_lse: whether to return the log-sum-exp too.
 
         Raises:
@@ -130,6 +137,9 @@ class KVPool:
             scale=scale,
             sides=window_sides(is_causal, window),
             softcap=softcap,
+            mask=optional(attn_mask, "attn_mask", MASKS),
+            alibi_slopes=optional(alibi_slopes, "alibi_slopes"),
+            sinks=optional(sinks, "sinks"),
         )
         return output if lse is None else (output, lse)
 
@@ -144,6 +154,9 @@ class KVPool:
         scale: Optional[float] = None,
         sides: Window = (None, 0),
         softcap: Optional[float] = None,
+        mask: Optional[Operand] = None,
+        alibi_slopes: Optional[Operand] = None,
+        sinks: Optional[Operand] = None,
     ) -> None:
         """Calls the library; for the adapters."""
         numbers = list(offsets)
@@ -159,6 +172,9 @@ class KVPool:
             caches=handles,
             cache_count=len(caches),
             offsets=(ctypes.c_int64 * len(numbers))(*numbers),
+            mask=tensor_pointer(mask),
+            alibi_slopes=tensor_pointer(alibi_slopes),
+            sinks=tensor_pointer(sinks),
         )
         left, right = sides
         with _locked(caches):
@@ -271,6 +287,9 @@ class KVCache:
         is_causal: bool = True,
         window: Optional[Window] = None,
         softcap: Optional[float] = None,
+        attn_mask: Optional[Any] = None,
+        alibi_slopes: Optional[Any] = None,
+        sinks: Optional[Any] = None,
         return_lse: bool = False,
     ) -> Any:
         """Attention of the last tokens, whose keys and values are in the cache already.
@@ -293,6 +312,9 @@ class KVCache:
             is_causal=is_causal,
             window=window,
             softcap=softcap,
+            attn_mask=attn_mask,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
             return_lse=return_lse,
         )
 

@@ -125,6 +125,26 @@ import Testing
     #expect(isSame)
   }
 
+  /// A fork that was cut inside a tile and goes on does not touch what it shares: 4-bit groups that are
+  /// rounded again are others.
+  @Test(arguments: [Precision.int4, .int4KeyValue])
+  func aForkThatWasCutLeavesFourBitTokensAsTheyWere(_ precision: Precision) throws {
+    let sequence = try CachedInputs(length: 330, headDimension: 16)
+    let cache = try sequence.cache(precision, capacity: 700)
+    try sequence.append(0..<320, to: cache)
+    let before = try sequence.attend(0..<320, cache)
+    let fork = cache.fork()
+    try fork.truncate(to: 300)
+    let copy = try KVCache(in: cache.pool, restoring: fork.snapshot())
+    try sequence.append(0..<30, to: fork)
+    let untouched = try sequence.attend(0..<320, cache) == before
+    #expect(untouched)
+    // Nor does a snapshot of it forget what is in four bits.
+    try sequence.append(0..<30, to: copy)
+    let same = try sequence.attend(0..<330, copy) == sequence.attend(0..<330, fork)
+    #expect(same)
+  }
+
   /// Pages of a pool come back in another order than they were taken, and are found again.
   @Test(arguments: precisions, [64, 192])
   func pagesAnywhereGiveTheSameBits(_ precision: Precision, _ pageLength: Int) throws {

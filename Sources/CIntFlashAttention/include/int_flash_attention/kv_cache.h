@@ -12,8 +12,7 @@ typedef struct intfa_kv_pool intfa_kv_pool;
 
 /* One sequence of tokens. What a token is stored as depends on the tokens before it only: a prefill
    in one piece, in chunks or token by token gives the same bits. For "int4" and "int4KeyValue" that
-   holds for chunks that end at positions 64 + 128 n; for "bfloat16" and "float32" the last bits
-   depend on where pages lie. */
+   holds for chunks that end at positions 64 + 128 n. */
 typedef struct intfa_kv_cache intfa_kv_cache;
 
 /* Sizes of a pool. */
@@ -94,6 +93,13 @@ typedef struct intfa_kv_operands {
   /* Sequence i has the queries offsets[i] to offsets[i + 1] - 1: cache_count + 1 numbers from 0 to
      T, none smaller than the one before. NULL, for one cache only: it has all. */
   const int64_t *offsets;
+  /* Broadcast to [Hq, T, L], packed as the queries are: a row is a query, a column a token of its
+     sequence, and L at least as many as the longest sequence has. Elements as in intfa_operands.
+     NULL is none. */
+  const intfa_tensor *mask;
+  /* [Hq] or [cache_count, Hq], as in intfa_operands; NULL is none. */
+  const intfa_tensor *alibi_slopes;
+  const intfa_tensor *sinks;
 } intfa_kv_operands;
 
 /* Attention of the last tokens of sequences, whose keys and values are in their caches. All caches
