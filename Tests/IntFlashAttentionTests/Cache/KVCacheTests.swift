@@ -130,7 +130,7 @@ import Testing
   @Test(arguments: [Precision.int4, .int4KeyValue])
   func aForkThatWasCutLeavesFourBitTokensAsTheyWere(_ precision: Precision) throws {
     let sequence = try CachedInputs(length: 330, headDimension: 16)
-    let cache = try sequence.cache(precision, capacity: 700)
+    let cache = try sequence.cache(precision, capacity: 1100)
     try sequence.append(0..<320, to: cache)
     let before = try sequence.attend(0..<320, cache)
     let fork = cache.fork()
