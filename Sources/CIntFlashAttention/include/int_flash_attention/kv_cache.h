@@ -30,7 +30,7 @@ typedef struct intfa_kv_pool_shape {
 } intfa_kv_pool_shape;
 
 /* Reserves memory. precision: "int8" (NULL), "int4", "int4KeyValue", "bfloat16" or "float32".
-   backend: NULL or "cpu". */
+   backend: NULL, "cpu" or "reference". */
 intfa_status intfa_kv_pool_create(const intfa_kv_pool_shape *shape, const char *precision,
                                   const intfa_backend *backend, intfa_kv_pool **pool);
 
