@@ -315,7 +315,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, help="threads of PyTorch and of int-flash-attention")
     parser.add_argument(
-        "--short", action="store_true", help="three precisions, three windows, one prompt"
+        "--short", action="store_true", help="three precisions, three windows, 64 tokens"
     )
     parser.add_argument(
         "--lengths", default="1024,4096,8192", help="tokens of prefill, separated by commas"
