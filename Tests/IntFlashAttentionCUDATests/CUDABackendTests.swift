@@ -31,42 +31,18 @@ enum TestDevice {
 /// The CUDA backend against the definition of the same recipe, every row and element.
 @Suite(.enabled(if: TestDevice.exists), .serialized)
 struct CUDABackendTests {
-  struct Sizes: Sendable, CustomTestStringConvertible {
-    let heads: (query: Int, keyValue: Int)
-    let lengths: (query: Int, key: Int)
-    let dimensions: (head: Int, value: Int)
-
-    var testDescription: String {
-      "heads \(heads.query)/\(heads.keyValue), lengths \(lengths.query)/\(lengths.key), dimensions "
-        + "\(dimensions.head)/\(dimensions.value)"
-    }
-
-    var shape: AttentionShape {
-      get throws {
-        try AttentionShape(
-          queryHeadCount: heads.query,
-          keyValueHeadCount: heads.keyValue,
-          queryLength: lengths.query,
-          keyValueLength: lengths.key,
-          headDimension: dimensions.head,
-          valueDimension: dimensions.value
-        )
-      }
-    }
-  }
-
   /// Every padded dimension; lengths around the tiles (32, 64, 128) and the block of queries (64,
   /// 128); more queries than keys and fewer.
-  static let sizes: [Sizes] = [
-    Sizes(heads: (1, 1), lengths: (1, 1), dimensions: (64, 64)),
-    Sizes(heads: (2, 1), lengths: (63, 129), dimensions: (64, 64)),
-    Sizes(heads: (2, 1), lengths: (131, 193), dimensions: (64, 64)),
-    Sizes(heads: (4, 2), lengths: (65, 65), dimensions: (96, 96)),
-    Sizes(heads: (1, 1), lengths: (129, 200), dimensions: (128, 128)),
-    Sizes(heads: (1, 1), lengths: (140, 70), dimensions: (128, 128)),
-    Sizes(heads: (1, 1), lengths: (66, 97), dimensions: (256, 256)),
-    Sizes(heads: (2, 1), lengths: (3, 101), dimensions: (13, 40)),
-    Sizes(heads: (1, 1), lengths: (70, 130), dimensions: (80, 33)),
+  static let sizes: [CallSizes] = [
+    CallSizes(heads: (1, 1), lengths: (1, 1), dimensions: (64, 64)),
+    CallSizes(heads: (2, 1), lengths: (63, 129), dimensions: (64, 64)),
+    CallSizes(heads: (2, 1), lengths: (131, 193), dimensions: (64, 64)),
+    CallSizes(heads: (4, 2), lengths: (65, 65), dimensions: (96, 96)),
+    CallSizes(heads: (1, 1), lengths: (129, 200), dimensions: (128, 128)),
+    CallSizes(heads: (1, 1), lengths: (140, 70), dimensions: (128, 128)),
+    CallSizes(heads: (1, 1), lengths: (66, 97), dimensions: (256, 256)),
+    CallSizes(heads: (2, 1), lengths: (3, 101), dimensions: (13, 40)),
+    CallSizes(heads: (1, 1), lengths: (70, 130), dimensions: (80, 33)),
   ]
 
   static let masks: [AttentionMask] = [
@@ -76,7 +52,7 @@ struct CUDABackendTests {
   static let precisions: [Precision] = [.int8, .int8Paper, .bfloat16, .float16]
 
   @Test(arguments: sizes, precisions)
-  func matchesReference(_ sizes: Sizes, _ precision: Precision) throws {
+  func matchesReference(_ sizes: CallSizes, _ precision: Precision) throws {
     let shape = try sizes.shape
     let inputs = TestInputs(shape, .outlierChannel, seed: 7)
     let recipe = try TestDevice.recipe(precision, shape)

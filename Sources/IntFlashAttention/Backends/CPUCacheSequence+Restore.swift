@@ -148,8 +148,10 @@ extension CPUCacheSequence {
     let pooled = units[open.start / length + unit]
     let keyCodes = unsafe (key.tensor.storage + place * d).assumingMemoryBound(to: Int8.self)
     let valueCodes = unsafe (value.tensor.storage + place * dv).assumingMemoryBound(to: Int8.self)
-    // As the shapes of "key.int4" and "value.int4" have it.
-    let bytes = max(36 * d, length * ((dv + 1) / 2 + 2 * ((dv + 15) / 16)))
+    let bytes = max(
+      length / 32 * KVCacheSnapshot.int4KeyBytes(d),
+      length * KVCacheSnapshot.int4ValueBytes(dv)
+    )
     unsafe withUnsafeTemporaryAllocation(of: UInt8.self, capacity: bytes) { buffer in
       guard let target = buffer.baseAddress else { return }
       unsafe intfa_four_bit_keys(keyCodes, Int32(d), target)

@@ -51,13 +51,15 @@ extension CPUCacheSequence {
     unsafe try addArrays(stored, units, add)
     let codes = CPUUnitCodes(store)
     if store.method.hasInt4Key {
-      unsafe try add(.keyInt4, .int8, [closed / 32, 18 * d]) { head, target in
+      unsafe try add(.keyInt4, .int8, [closed / 32, KVCacheSnapshot.int4KeyBytes(d)]) {
+        head,
+        target in
         for unit in 0..<closed / KVCacheLayout.unitLength {
           let source = unsafe codes.keys(head, units[unit])
           unsafe intfa_four_bit_keys(
             source,
             Int32(d),
-            target.assumingMemoryBound(to: UInt8.self) + unit * 36 * d
+            target.assumingMemoryBound(to: UInt8.self) + unit * 2 * KVCacheSnapshot.int4KeyBytes(d)
           )
         }
       }
@@ -76,7 +78,7 @@ extension CPUCacheSequence {
       }
     }
     if store.method.hasInt4Value {
-      let bytes = (dv + 1) / 2 + 2 * ((dv + 15) / 16)
+      let bytes = KVCacheSnapshot.int4ValueBytes(dv)
       unsafe try add(.valueInt4, .int8, [closed, bytes]) { head, target in
         for unit in 0..<closed / KVCacheLayout.unitLength {
           let source = unsafe codes.values(head, units[unit])

@@ -29,7 +29,7 @@ struct KVCacheSnapshotCheck {
     result[.valueWeight] = (.float32, [heads, stored])
     result[.outlier] = (.int8, [heads, snapshot.tileCount])
     if snapshot.hasInt4Key {
-      result[.keyInt4] = (.int8, [heads, closed / 32, 18 * d])
+      result[.keyInt4] = (.int8, [heads, closed / 32, KVCacheSnapshot.int4KeyBytes(d)])
       result[.openKey] = (.int8, [heads, stored - closed, d])
       result[.openValue] = (.int8, [heads, stored - closed, dv])
       result[.reopened] = (.float32, [1])
@@ -37,7 +37,7 @@ struct KVCacheSnapshotCheck {
       result[.keyCodes] = (.int8, [heads, stored, d])
     }
     if snapshot.hasInt4Value {
-      result[.valueInt4] = (.int8, [heads, closed, (dv + 1) / 2 + 2 * ((dv + 15) / 16)])
+      result[.valueInt4] = (.int8, [heads, closed, KVCacheSnapshot.int4ValueBytes(dv)])
     } else {
       result[.valueCodes] = (.int8, [heads, snapshot.hasInt4Key ? closed : stored, dv])
     }
@@ -103,10 +103,15 @@ struct KVCacheSnapshotCheck {
       }
     case .keyInt4:
       let d = snapshot.headDimension
-      try checkGroups(name, part, row: 18 * d, steps: 16 * d..<17 * d)
+      try checkGroups(name, part, row: KVCacheSnapshot.int4KeyBytes(d), steps: 16 * d..<17 * d)
     case .valueInt4:
       let (bytes, groups) = ((snapshot.valueDimension + 1) / 2, (snapshot.valueDimension + 15) / 16)
-      try checkGroups(name, part, row: bytes + 2 * groups, steps: bytes..<bytes + groups)
+      try checkGroups(
+        name,
+        part,
+        row: KVCacheSnapshot.int4ValueBytes(snapshot.valueDimension),
+        steps: bytes..<bytes + groups
+      )
     }
   }
 
@@ -173,6 +178,14 @@ extension KVCacheSnapshot {
   package var isTiled: Bool { precision != .bfloat16 && precision != .float32 }
   package var hasInt4Key: Bool { precision == .int4 || precision == .int4KeyValue }
   package var hasInt4Value: Bool { precision == .int4KeyValue }
+
+  /// Bytes of 32 keys in 4 bits: pairs of codes, steps, offsets.
+  static func int4KeyBytes(_ dimension: Int) -> Int { 18 * dimension }
+
+  /// Bytes of a value in 4 bits: pairs of codes, and of every 16 channels the step and the offset.
+  static func int4ValueBytes(_ dimension: Int) -> Int {
+    (dimension + 1) / 2 + 2 * ((dimension + 15) / 16)
+  }
 
   /// Tokens that are stored as codes: none before the first tile is full.
   package var storedCount: Int { count < KVCacheLayout.unitLength ? 0 : count }

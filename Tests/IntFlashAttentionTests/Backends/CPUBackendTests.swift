@@ -5,42 +5,18 @@ import Testing
 /// The CPU backend against the reference definition of the same recipe, every row and element.
 @Suite struct CPUBackendTests {
   /// Sizes around the first tile (64), the second (192), the query block (64) and a 4-bit group (32).
-  struct Sizes: Sendable, CustomTestStringConvertible {
-    let heads: (query: Int, keyValue: Int)
-    let lengths: (query: Int, key: Int)
-    let dimensions: (head: Int, value: Int)
-
-    var testDescription: String {
-      "heads \(heads.query)/\(heads.keyValue), lengths \(lengths.query)/\(lengths.key), dimensions "
-        + "\(dimensions.head)/\(dimensions.value)"
-    }
-
-    var shape: AttentionShape {
-      get throws {
-        try AttentionShape(
-          queryHeadCount: heads.query,
-          keyValueHeadCount: heads.keyValue,
-          queryLength: lengths.query,
-          keyValueLength: lengths.key,
-          headDimension: dimensions.head,
-          valueDimension: dimensions.value
-        )
-      }
-    }
-  }
-
-  static let sizes: [Sizes] = [
-    Sizes(heads: (1, 1), lengths: (1, 1), dimensions: (1, 1)),
-    Sizes(heads: (2, 1), lengths: (1, 77), dimensions: (8, 8)),
-    Sizes(heads: (1, 1), lengths: (31, 31), dimensions: (16, 3)),
-    Sizes(heads: (1, 1), lengths: (63, 63), dimensions: (32, 32)),
-    Sizes(heads: (1, 1), lengths: (64, 64), dimensions: (64, 64)),
-    Sizes(heads: (4, 2), lengths: (65, 65), dimensions: (16, 16)),
-    Sizes(heads: (3, 1), lengths: (67, 191), dimensions: (20, 24)),
-    Sizes(heads: (1, 1), lengths: (40, 193), dimensions: (96, 33)),
-    Sizes(heads: (2, 2), lengths: (130, 70), dimensions: (24, 16)),
-    Sizes(heads: (1, 1), lengths: (150, 331), dimensions: (13, 40)),
-    Sizes(heads: (1, 1), lengths: (5, 129), dimensions: (256, 256)),
+  static let sizes: [CallSizes] = [
+    CallSizes(heads: (1, 1), lengths: (1, 1), dimensions: (1, 1)),
+    CallSizes(heads: (2, 1), lengths: (1, 77), dimensions: (8, 8)),
+    CallSizes(heads: (1, 1), lengths: (31, 31), dimensions: (16, 3)),
+    CallSizes(heads: (1, 1), lengths: (63, 63), dimensions: (32, 32)),
+    CallSizes(heads: (1, 1), lengths: (64, 64), dimensions: (64, 64)),
+    CallSizes(heads: (4, 2), lengths: (65, 65), dimensions: (16, 16)),
+    CallSizes(heads: (3, 1), lengths: (67, 191), dimensions: (20, 24)),
+    CallSizes(heads: (1, 1), lengths: (40, 193), dimensions: (96, 33)),
+    CallSizes(heads: (2, 2), lengths: (130, 70), dimensions: (24, 16)),
+    CallSizes(heads: (1, 1), lengths: (150, 331), dimensions: (13, 40)),
+    CallSizes(heads: (1, 1), lengths: (5, 129), dimensions: (256, 256)),
   ]
 
   static let masks: [AttentionMask] = [
@@ -51,7 +27,7 @@ import Testing
   static let precisions = Precision.allCases.filter { $0 != .int4QueryKey }
 
   @Test(arguments: sizes, precisions)
-  func matchesReference(_ sizes: Sizes, _ precision: Precision) throws {
+  func matchesReference(_ sizes: CallSizes, _ precision: Precision) throws {
     let inputs = TestInputs(try sizes.shape, .outlierChannel, seed: 7)
     for instructionSet in InstructionSet.supported {
       for mask in Self.masks {
