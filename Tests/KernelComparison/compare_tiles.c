@@ -15,7 +15,7 @@ typedef struct {
   score_kind scores;
   mask_kind mask;
   weight_kind weights;
-  bool int4_key, int4_value, caps, has_units, has_mask;
+  bool int4_key, int4_value, caps, has_units, has_mask, refines;
 } problem;
 
 // What all sets read: codes in token order, arrays over keys in units where a table says so. Beyond the
@@ -172,6 +172,7 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
       .first_tile = p->first_tile,
       .tile = p->tile,
       .visible = o->visible,
+      .refines = p->refines,
       .units = o->units,
       .mask = o->mask,
       .query = o->query,
@@ -206,11 +207,12 @@ static result attend(const problem *p, const operands *o, const intfa_cpu_kernel
 }
 
 static void compare(const problem *p, const kernel_sets *sets, generator *g) {
-  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s%s%s",
+  begin_case("attend_tiles, %d rows, %d keys, D %d, Dv %d, tiles %d %d, %s scores, %s mask, %s%s%s%s%s%s%s",
              p->rows, p->keys, p->d, p->dv, p->first_tile, p->tile, score_names[p->scores],
              mask_names[p->mask], weight_names[p->weights], p->int4_key ? ", int4 keys" : "",
              p->int4_value ? ", int4 values" : "", p->caps ? ", softcap" : "",
-             p->has_units ? ", units" : "", p->has_mask ? ", mask" : "");
+             p->has_units ? ", units" : "", p->has_mask ? ", mask" : "",
+             p->refines ? ", refined" : "");
   operands o = make_operands(p, g);
   result expected = attend(p, &o, sets->kernels[0]);
   for (int i = 1; i < sets->count; i++) {
@@ -257,6 +259,7 @@ void compare_attend_tiles(const kernel_sets *sets) {
         .caps = random_below(&g, 4) == 0,
         .has_units = random_below(&g, 3) == 0,
         .has_mask = random_below(&g, 4) == 0,
+        .refines = random_below(&g, 3) > 0,
     };
     compare(&p, sets, &g);
   }

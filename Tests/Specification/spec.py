@@ -50,8 +50,10 @@ OUTLIER_TILE = 64                # keys per tile of a head whose V has outliers
 # l          the row sum.  "codes": of the rounded P;  "exact": of P before rounding;  "auto": "exact" for the heads whose
 #            V has outliers, "codes" for the others
 # first, tile  keys in the first tile and in every other one
+# last       "fine": in the tile that a row's mask ends in P keeps the sixteen bits of the table; not under "full"
 # original   the arithmetic of the published forms (prepare_original)
-_BEST = dict(rotate_qk=True, rotate_v=True, mean_q=-1, p=255, power="table", max="tile", l="auto", first=64, tile=128)
+_BEST = dict(rotate_qk=True, rotate_v=True, mean_q=-1, p=255, power="table", max="tile", l="auto", first=64, tile=128,
+             last="fine")
 _FIRST = dict(rotate_qk=True, rotate_v=True, mean_q=-1, p=255, max="tile", l="codes", original=True)
 RECIPES = {
     "float32":           dict(q="float32", k="float32", v="float32", p="float32"),
@@ -72,7 +74,7 @@ RECIPES = {
     "int4KeyValue_original": dict(q="int8", k="int4_block", v="int4_token", **_FIRST),
 }
 DEFAULTS = dict(rotate_qk=False, rotate_v=False, mean_k=False, mean_q=0, power="real", max="run", l="exact", first=64,
-                tile=64, original=False, v_limit=V_LIMIT)
+                tile=64, last="", original=False, v_limit=V_LIMIT)
 PRODUCT = [name for name in RECIPES if not RECIPES[name].get("original")]
 ORIGINAL = {"int8": "int8_original", "int4": "int4_original", "int4KeyValue": "int4KeyValue_original"}
 
@@ -341,11 +343,12 @@ _TABLE = np.rint(255 * 256 * 2.0 ** (-np.arange(64) / 64)).astype(np.uint32)    
 _REAL_TABLE = (255 * 2.0 ** (-np.arange(64) / 64)).astype(np.float32)
 
 
-def table_powers(distance):
-    """255 * 2^(-distance/64) for whole distances: rounded to 0..255, and unrounded."""
+def table_powers(distance, fine):
+    """255 * 2^(-distance/64) for whole distances: rounded to 0..255, in the fine rows down to 1/256; and unrounded."""
     steps = np.minimum(np.rint(distance), 2047).astype(np.int32)
-    codes = ((_TABLE[steps & 63] >> (steps >> 6)) + 128) >> 8
-    return codes.astype(np.float32), np.ldexp(_REAL_TABLE[steps & 63], -(steps >> 6))
+    bits = _TABLE[steps & 63] >> (steps >> 6)
+    codes = np.where(fine[:, None], bits.astype(np.float32) / np.float32(256), (bits + 128 >> 8).astype(np.float32))
+    return codes, np.ldexp(_REAL_TABLE[steps & 63], -(steps >> 6))
 
 
 def int_matmul(a, b, bound_a, bound_b):
@@ -370,6 +373,12 @@ def visible(mask, rows, keys, offset):
     return (j >= i - left) & (j <= i + right)
 
 
+def mask_ends(mask, rows, offset):
+    """Where the mask of each row ends, or -1 where it does not move with the row."""
+    right = 0 if mask == "causal" else -1 if mask == "full" else int(mask.removeprefix("sliding:").split(",")[1])
+    return np.full(rows[1] - rows[0], -1) if right < 0 else np.arange(*rows) + offset + right + 1
+
+
 def attention(q, k, v, /, recipe="int8", scale=None, mask="full", softcap=None, return_lse=False, out=np.float32, **changes):
     """The recipe's result [Hq, Nq, dv], and with return_lse the natural log-sum-exp of the logits [Hq, Nq].
     Further keywords change the recipe: attention(..., "int8", l="exact", tile=64)."""
@@ -392,6 +401,7 @@ def attention(q, k, v, /, recipe="int8", scale=None, mask="full", softcap=None, 
                 m = np.full(i1 - i0, NEG)
                 l = np.zeros(i1 - i0, np.float32)
                 acc = np.zeros((i1 - i0, dv), np.float32)
+                ends = mask_ends(mask if r["last"] == "fine" else "full", (i0, i1), nk - nq)
                 for j0, j1 in tiles(nk, r["first"], x.tile[g]):
                     seen = visible(mask, (i0, i1), (j0, j1), nk - nq)
                     if not seen.any():
@@ -412,13 +422,19 @@ def attention(q, k, v, /, recipe="int8", scale=None, mask="full", softcap=None, 
                     ref = t if r["max"] == "tile" else m_new
                     alpha, beta = np.exp2((m - m_new) / x.steps), np.exp2((ref - m_new) / x.steps)
                     if r["power"] == "table":
-                        pc, p = table_powers(ref[:, None] - s)   # the largest is exactly 255
+                        stop = r["first"] if j0 == 0 else j0 + x.tile[g]
+                        fine = (ends > j0) & (ends <= stop)
+                        pc, p = table_powers(ref[:, None] - s, fine)         # the largest is exactly 255
                         p = p * seen
                     else:
                         p = (np.exp2 if r["original"] else exp2)(s - ref[:, None]) * levels
                         pc = np.floor(p + np.float32(0.5)) if isinstance(r["p"], int) else ROUND[r["p"]](p)
                     vt = x.value[g, j0:j1]
-                    pv = int_matmul(pc, vt, r["p"], 127) if isinstance(r["p"], int) else pc @ vt
+                    if isinstance(r["p"], int):
+                        whole = np.floor(pc)                                 # P is a byte and, where it is fine, a rest
+                        pv = int_matmul(whole, vt, r["p"], 127) + int_matmul(256 * (pc - whole), vt, 255, 127) / 256
+                    else:
+                        pv = pc @ vt
                     w = pc if x.codes[g] else p
                     l = l * alpha + beta * (w @ x.weight[g, j0:j1])
                     acc = acc * alpha[:, None] + beta[:, None] * pv
@@ -621,9 +637,11 @@ def selftest():
         assert np.abs(dot(x, x[:, :1]) - (x * x[:, :1]).sum(-1)).max() < 1e-4, "inner product"
     assert list(tiles(300, 64, 128)) == [(0, 64), (64, 192), (192, 300)] and list(tiles(64, 64, 128)) == [(0, 64)]
     assert list(tiles(1, 64, 128)) == [(0, 1)] and list(tiles(65, 64, 128)) == [(0, 64), (64, 65)]
-    codes, powers = table_powers(np.arange(2100))
+    (codes, fine), (powers, _) = table_powers(np.tile(np.arange(2100), (2, 1)), np.array([False, True]))
     assert codes[0] == 255 and codes[64] == 128 and codes[64 * 9] == 0 and codes[-1] == 0 and powers[0] == 255
-    assert np.abs(codes - powers).max() <= 0.51, "table"
+    assert np.abs(codes - powers).max() <= 0.51 and np.abs(fine - powers).max() <= 1.51 / 256, "table"
+    assert (mask_ends("causal", (2, 4), 3) == [6, 7]).all() and (mask_ends("full", (0, 2), 0) == -1).all()
+    assert (mask_ends("sliding:9,2", (0, 2), 5) == [8, 9]).all()
     assert np.abs(powers[:2048] / (255 * 2.0 ** (-np.arange(2048) / 64)) - 1).max() < 1e-6, "table"
     full, causal = visible("full", (0, 4), (0, 6), 2), visible("causal", (0, 4), (0, 6), 2)
     assert full.all() and (causal == np.tri(4, 6, 2, bool)).all()

@@ -18,19 +18,25 @@ enum {
   TILE = INTFA_MAX_TILE + UNIT
 };
 
+// A byte of P of a few rows: the first, or the rest.
+typedef struct {
+  _Alignas(64) uint8_t p[TILE / KEY_UNIT][GROUPS][16];  // keys in the order of weight_position
+  float gain[ROWS];
+  float start[ROWS];       // what the sums of values begin at
+  int32_t weighted[ROWS];  // sum of p * n
+} weights;
+
 // What a few rows need from their scores to their values.
 typedef struct {
   _Alignas(64) float logit[GROUPS][TILE * LANE_ROWS];
-  _Alignas(64) uint8_t p[TILE / KEY_UNIT][GROUPS][16];  // keys in the order of weight_position
-  float top[ROWS], gain[ROWS];
-  float start[ROWS];  // what the sums of values begin at
-  int32_t weighted[ROWS];  // sum of p * n
+  weights whole, rest;  // the rest only where some row has one
+  float top[ROWS];
 } group;
 
 // Everything that a call keeps in its scratch memory.
 typedef struct {
   group rows;
-  _Alignas(64) uint8_t mantissa[64];
+  _Alignas(64) uint8_t mantissa[64], high[64], low[64];  // of the table of powers
   _Alignas(64) int8_t weight[TILE];  // n_j of the tile in the order of P, from a multiple of UNIT
   _Alignas(64) float scale[INTFA_MAX_ROWS * 4 / LANE_ROWS];  // one register per GROUPS
   _Alignas(64) int8_t query[INTFA_MAX_ROWS * INTFA_MAX_DIMENSION];
@@ -77,6 +83,23 @@ INLINE uint8x16_t probabilities(float32x4_t top, const float *logit, uint8x16x4_
   even_power = vrshlq_u16(even_power, vreinterpretq_s16_u16(vmvnq_u16(vshrq_n_u16(even, 6))));
   odd_power = vrshlq_u16(odd_power, vreinterpretq_s16_u16(vmvnq_u16(vshrq_n_u16(odd, 6))));
   return vreinterpretq_u8_u16(vsliq_n_u16(even_power, odd_power, 8));
+}
+
+// The two bytes of P in that order, from the bytes of the table.
+INLINE void bytes_of_powers(float32x4_t top, const float *logit, uint8x16x4_t high_bytes,
+                            uint8x16x4_t low_bytes, uint8x16_t *p, uint8x16_t *rest) {
+  uint32x4_t low = vsliq_n_u32(steps_of(top, logit), steps_of(top, logit + 8), 16);
+  uint32x4_t high = vsliq_n_u32(steps_of(top, logit + 4), steps_of(top, logit + 12), 16);
+  uint16x8_t even = vreinterpretq_u16_u32(low), odd = vreinterpretq_u16_u32(high);
+  uint8x16_t steps = vuzp1q_u8(vreinterpretq_u8_u16(even), vreinterpretq_u8_u16(odd));
+  steps = vandq_u8(steps, vdupq_n_u8(63));
+  uint8x16_t first = vqtbl4q_u8(high_bytes, steps), second = vqtbl4q_u8(low_bytes, steps);
+  uint16x8_t even_power = vreinterpretq_u16_u8(vzip1q_u8(second, first));
+  uint16x8_t odd_power = vreinterpretq_u16_u8(vzip2q_u8(second, first));
+  even_power = vshlq_u16(even_power, vnegq_s16(vreinterpretq_s16_u16(vshrq_n_u16(even, 6))));
+  odd_power = vshlq_u16(odd_power, vnegq_s16(vreinterpretq_s16_u16(vshrq_n_u16(odd, 6))));
+  *p = vreinterpretq_u8_u16(vsriq_n_u16(odd_power, even_power, 8));
+  *rest = vreinterpretq_u8_u16(vsliq_n_u16(even_power, odd_power, 8));
 }
 
 // Byte of a register of P that belongs to key `key` of KEY_UNIT. Values are packed so.

@@ -118,19 +118,50 @@ INLINE void exponentials(const int R, group *g, const uint8_t *mantissa, const i
     float32x4_t top = row_lanes(g->top + i * LANE_ROWS);
     KEEP_LOOP for (int64_t u = 0; u < count / KEY_UNIT; u++) {
       uint8x16_t p = probabilities(top, g->logit[i] + 16 * u, mantissas);
-      vst1q_u8(g->p[u][i], p);
+      vst1q_u8(g->whole.p[u][i], p);
       add_weights(&sums, p, n + u * KEY_UNIT);
     }
-    keep_row_sums(&sums, g, i);
+    keep_row_sums(&sums, &g->whole, i);
   }
+}
+
+// Rests of the rows that have one, and their P without rounding; zeros for the others.
+static __attribute__((noinline)) void add_rests(const intfa_attend_tiles *a, const state *s, group *g,
+                                                int32_t row, int32_t rows, int64_t begin,
+                                                const int8_t *n, int64_t count) {
+  const uint8x16x4_t high = vld1q_u8_x4(s->high), low = vld1q_u8_x4(s->low);
+  for (int32_t i = 0; i < rows / LANE_ROWS; i++) {
+    row_sums sums = {0}, rest_sums = {0};
+    const float32x4_t top = row_lanes(g->top + i * LANE_ROWS);
+    uint8_t chosen[16];
+    for (int32_t byte = 0; byte < 16; byte++) {
+      const int32_t r = row + i * LANE_ROWS + byte / (16 / LANE_ROWS);
+      chosen[byte] = rests_in(a, r, r, begin) ? 255 : 0;
+    }
+    const uint8x16_t has_rest = vld1q_u8(chosen);
+    for (int64_t u = 0; u < count / KEY_UNIT; u++) {
+      uint8x16_t p, rest;
+      bytes_of_powers(top, g->logit[i] + 16 * u, high, low, &p, &rest);
+      p = vbslq_u8(has_rest, p, vld1q_u8(g->whole.p[u][i]));
+      rest = vandq_u8(has_rest, rest);
+      vst1q_u8(g->whole.p[u][i], p);
+      vst1q_u8(g->rest.p[u][i], rest);
+      add_weights(&sums, p, n + u * KEY_UNIT);
+      add_weights(&rest_sums, rest, n + u * KEY_UNIT);
+    }
+    keep_row_sums(&sums, &g->whole, i);
+    keep_row_sums(&rest_sums, &g->rest, i);
+  }
+  for (int32_t i = 0; i < rows; i++) g->rest.gain[i] = g->whole.gain[i] * REST_UNIT;
 }
 
 // ---------------------------------------------------------------------------------- row sums, gains
 
 // The sum of p * n with real n of one row, in lanes of key mod 16 as the portable kernel has it.
 static __attribute__((noinline)) float real_row_sum(const intfa_attend_tiles *a, const group *g,
-                                                    int32_t i, int64_t begin, int64_t from,
-                                                    int64_t to) {
+                                                    int32_t row, int32_t i, int64_t begin,
+                                                    int64_t from, int64_t to) {
+  const bool has_rest = rests_in(a, row + i, row + i, begin);
   float sums[UNIT] = {0};
   for (int64_t j = from; j < to; j++) {
     int64_t column = (j - from) / LANE_KEYS * 4 + i % LANE_ROWS * LANE_KEYS + (j - from) % LANE_KEYS;
@@ -140,7 +171,8 @@ static __attribute__((noinline)) float real_row_sum(const intfa_attend_tiles *a,
     distance = distance < 2047.0f ? distance : 2047.0f;
     int32_t steps = (int32_t)round_to_step(distance, MAGIC);
     uint32_t power = (uint32_t)power_table[steps & 63] >> (steps >> 6);
-    float p = a->sums_codes ? (float)((power + 128) >> 8)
+    if (!has_rest) power = (power + 128) & ~255u;
+    float p = a->sums_codes ? (float)power * REST_UNIT
                             : real_power_table[steps & 63] *
                                   float_of((127u - (uint32_t)(steps >> 6)) << 23);
     const float n = a->real_weight[key_place(a->units, j)];
@@ -164,24 +196,24 @@ INLINE void choose_gain(const int R, const intfa_attend_tiles *a, group *g, int3
   UNROLL for (int i = 0; i < R; i += 4) {
     float32x4_t excess = vsubq_f32(vld1q_f32(g->top + i), vld1q_f32(reference + i));
     float32x4_t steps = vmaxnmq_f32(excess, vdupq_n_f32(SMALLEST_GAIN));
-    vst1q_f32(g->gain + i, exp2_x4(vmulq_f32(steps, vdupq_n_f32(1.0f / STEPS))));
+    vst1q_f32(g->whole.gain + i, exp2_x4(vmulq_f32(steps, vdupq_n_f32(1.0f / STEPS))));
   }
   for (int32_t i = 0; i < R; i++)
     if (__builtin_expect(g->top[i] - reference[i] > REFERENCE_SLACK, 0))
-      g->gain[i] = tile_gain(g->top[i], a->reference + row + i, a->total + row + i,
+      g->whole.gain[i] = tile_gain(g->top[i], a->reference + row + i, a->total + row + i,
                              a->out + (row + i) * a->out_stride, a->value_dimension);
 }
 
 // ---------------------------------------------------------------------------------- values
 
 // out += gain * (p x values) for R rows and the keys [from, to).
-INLINE void add_values(const int R, const intfa_attend_tiles *a, const group *g, int32_t row,
+INLINE void add_values(const int R, const intfa_attend_tiles *a, const weights *w, int32_t row,
                        int64_t from, int64_t to) {
   const int32_t width = (int32_t)padded(a->value_dimension, 8);
   KEEP_LOOP for (int32_t c = 0; c < width; c += 8) {
     int32x4_t sum[GROUPS][VECTORS];
     UNROLL for (int i = 0; i < R / LANE_ROWS; i++) {
-      int32x4_t start = vreinterpretq_s32_f32(row_lanes(g->start + i * LANE_ROWS));
+      int32x4_t start = vreinterpretq_s32_f32(row_lanes(w->start + i * LANE_ROWS));
       UNROLL for (int v = 0; v < VECTORS; v++) sum[i][v] = start;
     }
     for (int64_t j = from, stop; j < to; j = stop) {
@@ -190,14 +222,14 @@ INLINE void add_values(const int R, const intfa_attend_tiles *a, const group *g,
       const int64_t place = key_place(a->units, j);
       const int8_t *value = (const int8_t *)a->value + place * width + c * KEY_UNIT;
       KEEP_LOOP for (; j < stop; j += KEY_UNIT, value += width * KEY_UNIT)
-        multiply_values(R, g->p[(j - from) / KEY_UNIT], value, sum);
+        multiply_values(R, w->p[(j - from) / KEY_UNIT], value, sum);
     }
     UNROLL for (int i = 0; i < R / LANE_ROWS; i++) {
       float32x4_t rows[LANE_ROWS][2];
       separate(sum[i], rows);
       UNROLL for (int r = 0; r < LANE_ROWS; r++) {
         float *out = a->out + (row + i * LANE_ROWS + r) * a->out_stride + c;
-        float32x4_t gain = vdupq_n_f32(g->gain[i * LANE_ROWS + r]);
+        float32x4_t gain = vdupq_n_f32(w->gain[i * LANE_ROWS + r]);
         vst1q_f32(out, vaddq_f32(vld1q_f32(out), vmulq_f32(rows[r][0], gain)));
         vst1q_f32(out + 4, vaddq_f32(vld1q_f32(out + 4), vmulq_f32(rows[r][1], gain)));
       }
@@ -225,12 +257,20 @@ INLINE void attend_rows(const int R, const intfa_attend_tiles *a, state *s, int3
   if (last_seen.begin > from || first_seen.end < to)
     mask_logits(a, g, row, R / LANE_ROWS, begin, end, from, to, top);
   choose_gain(R, a, g, row, top);
-  exponentials(R, g, s->mantissa, s->weight + (from - begin / UNIT * UNIT), to - from);
+  const int8_t *n = s->weight + (from - begin / UNIT * UNIT);
+  exponentials(R, g, s->mantissa, n, to - from);
+  const bool has_rests = rests_in(a, row, last_row, begin);
+  if (has_rests) add_rests(a, s, g, row, R, begin, n, to - from);
   for (int32_t i = 0; i < R; i++) {
-    float sum = a->weight ? (float)g->weighted[i] : real_row_sum(a, g, i, begin, from, to);
-    a->total[row + i] += g->gain[i] * sum;
+    if (!a->weight)
+      a->total[row + i] += g->whole.gain[i] * real_row_sum(a, g, row, i, begin, from, to);
+    else if (has_rests)
+      a->total[row + i] += g->rest.gain[i] * (float)(256 * g->whole.weighted[i] + g->rest.weighted[i]);
+    else
+      a->total[row + i] += g->whole.gain[i] * (float)g->whole.weighted[i];
   }
-  add_values(R, a, g, row, from, to);
+  add_values(R, a, &g->whole, row, from, to);
+  if (has_rests) add_values(R, a, &g->rest, row, from, to);
 }
 
 INLINE int32_t rows_at_once(int32_t left) { return left >= ROWS ? ROWS : 2; }
@@ -239,7 +279,11 @@ static void prepare_rows(const intfa_attend_tiles *a, state *s) {
   const int32_t d = a->head_dimension, stride = (int32_t)padded(d, QUERY_PIECE);
   memset(s->query, 0, (size_t)(padded(a->rows, 2) * stride));
   memset(s->weight, 0, sizeof s->weight);
-  for (int32_t i = 0; i < 64; i++) s->mantissa[i] = (uint8_t)(power_table[i] >> 7);
+  for (int32_t i = 0; i < 64; i++) {
+    s->mantissa[i] = (uint8_t)(power_table[i] >> 7);
+    s->high[i] = (uint8_t)(power_table[i] >> 8);
+    s->low[i] = (uint8_t)power_table[i];
+  }
   for (int32_t row = 0, count; row < a->rows; row += count) {
     count = rows_at_once(a->rows - row);
     int8_t *target = s->query + (int64_t)row * stride;

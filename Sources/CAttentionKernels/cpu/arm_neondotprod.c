@@ -86,9 +86,9 @@ INLINE void add_weights(row_sums *sums, uint8x16_t p, const int8_t *n) {
   sums->codes = vdotq_u32(sums->codes, p, vdupq_n_u8(1));
   sums->weighted = vdotq_u32(sums->weighted, p, vld1q_u8((const uint8_t *)n));
 }
-INLINE void keep_row_sums(const row_sums *sums, group *g, int32_t i) {
-  g->weighted[i] = (int32_t)vaddvq_u32(sums->weighted);
-  g->start[i] = float_of(MAGIC_BITS - 128 * vaddvq_u32(sums->codes));
+INLINE void keep_row_sums(const row_sums *sums, weights *w, int32_t i) {
+  w->weighted[i] = (int32_t)vaddvq_u32(sums->weighted);
+  w->start[i] = float_of(MAGIC_BITS - 128 * vaddvq_u32(sums->codes));
 }
 
 #include "arm_neon_tiles.h"

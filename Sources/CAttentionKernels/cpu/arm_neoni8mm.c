@@ -71,10 +71,10 @@ typedef struct {
 INLINE void add_weights(row_sums *sums, uint8x16_t p, const int8_t *n) {
   sums->weighted = vusmmlaq_s32(sums->weighted, p, vcombine_s8(vld1_s8(n), vld1_s8(n)));
 }
-INLINE void keep_row_sums(const row_sums *sums, group *g, int32_t i) {
-  g->weighted[2 * i] = vgetq_lane_s32(sums->weighted, 0);
-  g->weighted[2 * i + 1] = vgetq_lane_s32(sums->weighted, 2);
-  g->start[2 * i] = g->start[2 * i + 1] = MAGIC;
+INLINE void keep_row_sums(const row_sums *sums, weights *w, int32_t i) {
+  w->weighted[2 * i] = vgetq_lane_s32(sums->weighted, 0);
+  w->weighted[2 * i + 1] = vgetq_lane_s32(sums->weighted, 2);
+  w->start[2 * i] = w->start[2 * i + 1] = MAGIC;
 }
 
 #include "arm_neon_tiles.h"

@@ -2,7 +2,8 @@
 #pragma once
 #include "fast_exp.h"
 
-enum { STEPS = 64 };  // logit units per power of two on the integer path
+enum { STEPS = 64 };        // logit units per power of two on the integer path
+#define REST_UNIT 0x1p-8f  // of the second byte of P
 
 // The reference moves only where a tile exceeds it by 2^60, so that the usual tile costs no
 // multiplication of the accumulators; float32 has the range for it.

@@ -59,10 +59,13 @@ typedef struct {
   int64_t begin, end;
 } key_range;
 
+// Keys from here on are hidden from row r.
+static inline int64_t visible_end(const intfa_visible *v, int32_t r) {
+  const int64_t end = v->end + r / v->rows_per_step * v->step;
+  return end > v->least_end ? end : v->least_end;
+}
 static inline key_range visible_keys(const intfa_visible *v, int32_t r, int64_t begin, int64_t end) {
-  const int64_t moved = r / v->rows_per_step * v->step;
-  const int64_t first = v->first + moved, moved_end = v->end + moved;
-  const int64_t last = moved_end > v->least_end ? moved_end : v->least_end;
+  const int64_t first = v->first + r / v->rows_per_step * v->step, last = visible_end(v, r);
   return (key_range){first > begin ? first : begin, last < end ? last : end};
 }
 // Where the arrays over keys hold the unit that `key` is in: INTFA_PACK_UNIT tokens from here.
@@ -75,6 +78,13 @@ static inline int64_t key_place(const int32_t *units, int64_t key) {
 static inline int64_t tile_end(int64_t begin, int64_t end, int32_t first_tile, int32_t tile) {
   int64_t stop = begin == 0 ? first_tile : begin + tile;
   return stop < end ? stop : end;
+}
+// Whether the mask of one of the rows [first, last] ends in the tile that starts at `begin`. P of these
+// rows then has a second byte, the rest: 256 p + rest are the sixteen bits of the table, not rounded.
+// The weights next to a row's own position decide most of its result.
+static inline bool rests_in(const intfa_attend_tiles *a, int32_t first, int32_t last, int64_t begin) {
+  return a->refines && visible_end(&a->visible, last) > begin &&
+         visible_end(&a->visible, first) <= tile_end(begin, INT64_MAX, a->first_tile, a->tile);
 }
 
 // Whether the running maximum is rounded up to a whole number, which leaves the bits of P alone.

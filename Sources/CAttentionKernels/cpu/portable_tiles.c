@@ -5,10 +5,14 @@
 //   t     = max s_j;  i_j = rnd(t - s_j), at most 2047
 //   p_j   = (table[i_j & 63] >> (i_j >> 6)) + 128 >> 8                     0...255
 //   out  += gain * sum p_j v8_j;  total += gain * sum p_j n_j              gain = 2^((t - ref) / 64)
-// Bounds: |q8 . k8| <= 256 * 127 * 127 = 4.2e6, |sum p v| and sum p n <= 128 * 255 * 127 = 4.2e6,
-// all below 2^24, so int32 never overflows and the conversion to float32 is exact.
-// Error against exact arithmetic on the same codes: that of P, half of 1/255 of the tile's maximum
-// plus 0.55 % of each p (half a step).
+// In the tile that a row's mask ends in, where asked (rests_in):
+//   p_j   = x >> 8, rest_j = x & 255 of x = table[i_j & 63] >> (i_j >> 6)
+//   out  += gain * sum p_j v8_j, then gain / 256 * sum rest_j v8_j;  total += gain / 256 * sum x n_j
+// Bounds: |q8 . k8| <= 256 * 127 * 127 = 4.2e6, |sum p v|, |sum rest v| and sum p n <=
+// 128 * 255 * 127 = 4.2e6, all below 2^24, so that their conversion to float32 is exact; sum x n <=
+// 128 * 65280 * 127 = 1.1e9 is below 2^31.
+// Error against exact arithmetic on the same codes: that of P, half of 1/255 of the tile's maximum,
+// or 1/65280 of it with a rest, plus 0.55 % of each p (half a step).
 #include "key_mask.h"
 #include "online_softmax.h"
 #include "portable.h"
@@ -32,14 +36,27 @@ typedef struct {
 } gathered_tile;
 _Static_assert(sizeof(gathered_tile) <= INTFA_SCRATCH_BYTES, "fits the scratch memory");
 
+// Sums of weight * value over the keys [begin, end) of a tile.
+static void add_values(const uint8_t *weights, int32_t begin, int32_t end, const int8_t *values,
+                       int32_t dimension, int32_t *sums) {
+  memset(sums, 0, sizeof(int32_t) * (size_t)dimension);
+  for (int32_t j = begin; j < end; j++) {
+    const int16_t weight = weights[j];
+    if (weight == 0) continue;
+    const int8_t *v = values + (int64_t)j * dimension;
+    for (int32_t c = 0; c < dimension; c++) sums[c] += (int16_t)(weight * v[c]);
+  }
+}
+
 // One row against the keys `seen` of the tile that starts at `first`.
 static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, key_range seen,
                        const tile_operands *t) {
   const int32_t begin = (int32_t)(seen.begin - first), end = (int32_t)(seen.end - first);
   const int32_t dimension = a->value_dimension;
+  const bool has_rest = rests_in(a, r, r, first);
   float logits[INTFA_MAX_TILE], top = -1e30f;
-  int32_t acc[INTFA_MAX_DIMENSION], weighted = 0;
-  uint8_t p[INTFA_MAX_TILE];
+  int32_t acc[INTFA_MAX_DIMENSION], rest_acc[INTFA_MAX_DIMENSION], weighted = 0;  // in 1/256
+  uint8_t p[INTFA_MAX_TILE], rest[INTFA_MAX_TILE];
   const int8_t *q = a->query + (int64_t)r * a->head_dimension;
 
   for (int32_t j = begin; j < end; j++) {
@@ -54,18 +71,20 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
 
   float real_sum = 0, lane[16] = {0};
   for (int32_t j = begin; j < end; j++) {
-    p[j] = 0;
+    p[j] = rest[j] = 0;
     if (logits[j] == -__builtin_inff()) continue;
     float distance = top - logits[j];
     distance = distance < 2047.0f ? distance : 2047.0f;
     int32_t steps = (int32_t)round_to_step(distance, 12582912.0f);
     uint32_t power = (uint32_t)power_table[steps & 63] >> (steps >> 6);
-    p[j] = (uint8_t)((power + 128) >> 8);
+    if (!has_rest) power = (power + 128) & ~255u;
+    p[j] = (uint8_t)(power >> 8);
+    rest[j] = (uint8_t)power;
     if (a->weight) {
-      weighted += p[j] * t->weight[j];
+      weighted += (int32_t)power * t->weight[j];
     } else {
       float exact_p = real_power_table[steps & 63] * float_of((127u - (uint32_t)(steps >> 6)) << 23);
-      float summed = a->sums_codes ? (float)p[j] : exact_p;
+      float summed = a->sums_codes ? (float)power * REST_UNIT : exact_p;
       lane[j % 16] += summed * t->real_weight[j];
     }
   }
@@ -75,18 +94,14 @@ static void attend_row(const intfa_attend_tiles *a, int32_t r, int64_t first, ke
     real_sum = lane[0];
   }
 
-  memset(acc, 0, sizeof(int32_t) * dimension);
-  for (int32_t j = begin; j < end; j++) {
-    const int16_t weight = p[j];
-    if (weight == 0) continue;
-    const int8_t *v = t->value + (int64_t)j * dimension;
-    for (int32_t c = 0; c < dimension; c++) acc[c] += (int16_t)(weight * v[c]);
-  }
+  add_values(p, begin, end, t->value, dimension, acc);
+  if (has_rest) add_values(rest, begin, end, t->value, dimension, rest_acc);
 
   float *out = a->out + r * a->out_stride;
   float gain = tile_gain(top, a->reference + r, a->total + r, out, dimension);
-  a->total[r] += gain * (a->weight ? (float)weighted : real_sum);
+  a->total[r] += a->weight ? gain * REST_UNIT * (float)weighted : gain * real_sum;
   for (int32_t c = 0; c < dimension; c++) out[c] += gain * (float)acc[c];
+  for (int32_t c = 0; has_rest && c < dimension; c++) out[c] += gain * REST_UNIT * (float)rest_acc[c];
 }
 
 // Copies tokens [begin, end) of one unit into their place in the tile.

@@ -13,15 +13,17 @@ enum {
 // What six rows need from their scores to their values.
 typedef struct {
   _Alignas(64) float logit[SUBS][ROWS][KEYS];
-  _Alignas(64) weights p[SUBS];
+  _Alignas(64) weights p[SUBS], rest[SUBS];
   _Alignas(32) float top[ROWS][LANES];     // maxima of the lanes
   _Alignas(32) float unused[ROWS][LANES];  // those of sub-tiles that are not masked yet
-  _Alignas(32) int32_t sum[ROWS][LANES];   // partial sums of p * n, as store_odd leaves them
-  _Alignas(32) float row_top[LANES], gain[LANES];
+  // Partial sums of p * n and rest * n, as store_odd leaves them.
+  _Alignas(32) int32_t sum[ROWS][LANES], rest_sum[ROWS][LANES];
+  _Alignas(32) float row_top[LANES], gain[LANES], rest_gain[LANES];
   int32_t index, rows;           // of the group; rows that exist
   int32_t first_sub, end_sub;    // sub-tiles of the tile that some row sees
   int32_t whole_sub, whole_end;  // those that every row sees all of
   int32_t done, portions;        // exponentials of two rows and one sub-tile each
+  bool has_rests;                // P of some row has a rest; only then they are filled
 } group;
 
 // The keys and values of one tile, by 64 tokens.
@@ -88,6 +90,7 @@ static bool begin_group(const intfa_attend_tiles *a, int32_t index, int64_t begi
   g->end_sub = (int32_t)(last.end - begin + KEYS - 1) / KEYS;
   g->whole_sub = (int32_t)(last.begin - begin + KEYS - 1) / KEYS;
   g->whole_end = first.end > begin ? (int32_t)(first.end - begin) / KEYS : 0;
+  g->has_rests = rests_in(a, row, row + g->rows - 1, begin);
   g->done = 0;
   g->portions = (g->end_sub - g->first_sub) * PAIRS;
   for (int32_t i = 0; i < ROWS; i++) _mm256_store_ps(g->top[i], _mm256_set1_ps(-1e30f));

@@ -57,15 +57,16 @@ INLINE void score(const score_operands *o, group *g, int32_t sub, group *earlier
 
 // ---------------------------------------------------------------------------------- values
 
-// The values of one column of a tile.
+// The values of one column of a tile, and what multiplies them: p or rests.
 typedef struct {
   const int8_t *value[BLOCKS];  // [BLOCK][UNITS][STEP_BYTES]
+  const weights *p;
+  const float *gain;
 } value_operands;
 
-INLINE void value_steps(const value_operands *o, const group *g, int32_t sub,
-                        __m256i acc[ROWS][2]) {
+INLINE void value_steps(const value_operands *o, int32_t sub, __m256i acc[ROWS][2]) {
   const int8_t *v = o->value[sub / BLOCK] + sub % BLOCK * UNITS * STEP_BYTES;
-  const uint8_t *p = g->p[sub].bytes;
+  const uint8_t *p = o->p[sub].bytes;
   UNROLL for (int t = 0; t < UNITS; t++) {
     const __m256i *channels = (const __m256i *)(v + t * STEP_BYTES);
     __m256i v0 = _mm256_load_si256(channels), v1 = _mm256_load_si256(channels + 1);
@@ -88,16 +89,16 @@ INLINE void value_column(const value_operands *o, const group *g, float *const o
   int32_t sub = g->first_sub;
   KEEP_LOOP for (; count > 0 && sub + 2 <= g->end_sub; count--, sub += 2) {
     portion e = next_portion(next, n);
-    value_steps(o, g, sub, acc);
+    value_steps(o, sub, acc);
     even_row(&e);
     PIN(acc);
-    value_steps(o, g, sub + 1, acc);
+    value_steps(o, sub + 1, acc);
     odd_row(&e);
     PIN(acc);
   }
-  KEEP_LOOP for (; sub < g->end_sub; sub++) value_steps(o, g, sub, acc);
+  KEEP_LOOP for (; sub < g->end_sub; sub++) value_steps(o, sub, acc);
   UNROLL for (int i = 0; i < ROWS; i++) {
-    __m256 gain = _mm256_broadcast_ss(g->gain + i);
+    __m256 gain = _mm256_broadcast_ss(o->gain + i);
     UNROLL for (int j = 0; j < 2; j++) {
       __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[i][j]), gain);
       float *target = out[i] + LANES * j;
@@ -108,28 +109,38 @@ INLINE void value_column(const value_operands *o, const group *g, float *const o
 
 // All of a group's sums, with the first half of the next group's exponentials in between.
 INLINE void add_values(const intfa_attend_tiles *a, state *s, group *g, const tile_operands *t,
-                       group *next) {
+                       int64_t begin, group *next) {
   _Alignas(32) float sums[LANES] = {0};
-  if (a->weight)
-    _mm256_store_ps(sums, _mm256_cvtepi32_ps(row_sums(g->sum)));
-  else
-    real_row_sums(a, t, g, sums);
-  __m256 added = _mm256_mul_ps(_mm256_load_ps(g->gain), _mm256_load_ps(sums));
+  const float *gain = g->gain;
+  if (g->has_rests) add_rests(a, g, s->n, begin);
+  if (a->weight) {
+    __m256i sum = row_sums(g->sum);
+    if (g->has_rests) {
+      sum = _mm256_add_epi32(_mm256_slli_epi32(sum, 8), row_sums(g->rest_sum));
+      gain = g->rest_gain;
+    }
+    _mm256_store_ps(sums, _mm256_cvtepi32_ps(sum));
+  } else {
+    real_row_sums(a, t, g, begin, sums);
+  }
+  __m256 added = _mm256_mul_ps(_mm256_load_ps(gain), _mm256_load_ps(sums));
   float *total = s->total[g->index];
   _mm256_store_ps(total, _mm256_add_ps(_mm256_load_ps(total), added));
 
-  float *out[ROWS];
-  for (int32_t i = 0; i < ROWS; i++)
-    out[i] = i < g->rows ? a->out + (g->index * ROWS + i) * a->out_stride : s->sink;
   const int32_t width = (int32_t)padded(a->value_dimension, KEYS), columns = width / KEYS;
   const int64_t column_bytes = BLOCK * UNITS * STEP_BYTES;
-  value_operands v;
-  memcpy(v.value, t->value, sizeof v.value);
   const int32_t share = next ? (next->portions / 2 + columns - 1) / columns : 0;
-  KEEP_LOOP for (int32_t column = 0; column < columns; column++) {
-    value_column(&v, g, out, next, portions_left(next, share), s->n);
-    UNROLL for (int i = 0; i < BLOCKS; i++) v.value[i] += column_bytes;
-    UNROLL for (int i = 0; i < ROWS; i++) out[i] += KEYS;
+  KEEP_LOOP for (int part = 0; part < (g->has_rests ? 2 : 1); part++) {
+    value_operands v = {.p = part ? g->rest : g->p, .gain = part ? g->rest_gain : g->gain};
+    memcpy(v.value, t->value, sizeof v.value);
+    float *out[ROWS];
+    for (int32_t i = 0; i < ROWS; i++)
+      out[i] = i < g->rows ? a->out + (g->index * ROWS + i) * a->out_stride : s->sink;
+    KEEP_LOOP for (int32_t column = 0; column < columns; column++) {
+      value_column(&v, g, out, next, portions_left(next, share), s->n);
+      UNROLL for (int i = 0; i < BLOCKS; i++) v.value[i] += column_bytes;
+      UNROLL for (int i = 0; i < ROWS; i++) out[i] += KEYS;
+    }
   }
 }
 
@@ -173,13 +184,13 @@ static void attend_tile(const intfa_attend_tiles *a, state *s, int64_t begin, in
     if (a->mask) add_mask(a, g, begin, end);
     if (g->whole_sub > g->first_sub || g->whole_end < g->end_sub) mask_logits(a, g, begin, end);
     choose_gain(a, s, g);
-    if (earlier) add_values(a, s, earlier, &t, g);
+    if (earlier) add_values(a, s, earlier, &t, begin, g);
     earlier = g;
     g = g == &s->groups[0] ? &s->groups[1] : &s->groups[0];
   }
   if (!earlier) return;
   rest_of_exponentials(earlier, s->n);
-  add_values(a, s, earlier, &t, NULL);
+  add_values(a, s, earlier, &t, begin, NULL);
 }
 
 INLINE void attend_tiles(const intfa_attend_tiles *a) {

@@ -101,9 +101,9 @@ INLINE void clear_sums(__m512i acc[ROWS][4]) {
     UNROLL for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_si512();
 }
 // out += gain * acc for 64 channels.
-INLINE void drain(const group *g, __m512i acc[ROWS][4], float *out, int64_t stride) {
+INLINE void drain(const float *gains, __m512i acc[ROWS][4], float *out, int64_t stride) {
   UNROLL for (int i = 0; i < ROWS; i++) {
-    const __m512 gain = _mm512_set1_ps(g->gain[i]);
+    const __m512 gain = _mm512_set1_ps(gains[i]);
     UNROLL for (int j = 0; j < 4; j++) {
       float *o = out + i * stride + 16 * j;
       __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][j]), gain);
@@ -132,12 +132,12 @@ INLINE void values_beside_logits(const int32_t subs, const intfa_attend_tiles *a
       logit_unit(s, next, subs - 1, unit / 4, unit % 4, s->scale + next_row, &top);
   }
   choose_gain(a, next, next_row, subs);
-  drain(g, acc, a->out + row * a->out_stride, a->out_stride);
+  drain(g->gain, acc, a->out + row * a->out_stride, a->out_stride);
 }
 
-// Channels from `first_channel` of the values of a group that sees `fours` times four keys.
-INLINE void values(const intfa_attend_tiles *a, const tile_operands *t, const group *g, int32_t row,
-                   int32_t fours, int32_t first_channel) {
+// Channels from `first_channel` of the values of four rows that see `fours` times four keys: p or rests.
+INLINE void values(const intfa_attend_tiles *a, const tile_operands *t, const uint8_t (*p)[ROWS][KEYS],
+                   const float *gains, int32_t row, int32_t fours, int32_t first_channel) {
   KEEP_LOOP for (int32_t c = first_channel; c < t->width; c += 64) {
     __m512i acc[ROWS][4];
     clear_sums(acc);
@@ -145,13 +145,17 @@ INLINE void values(const intfa_attend_tiles *a, const tile_operands *t, const gr
     KEEP_LOOP for (int32_t sub = 0; sub < whole; sub++) {
       const int8_t *v = t->value[sub] + c * KEYS;
       UNROLL for (int32_t four = 0; four < UNITS; four++, v += 4 * KEYS)
-        value_step(g->p[sub][0] + p_offset(four), v, acc);
+        value_step(p[sub][0] + p_offset(four), v, acc);
     }
     const int8_t *v = t->value[whole % SUBS] + c * KEYS;
     KEEP_LOOP for (int32_t four = 0; four < fours % UNITS; four++, v += 4 * KEYS)
-      value_step(g->p[whole][0] + p_offset(four), v, acc);
-    drain(g, acc, a->out + row * a->out_stride + c, a->out_stride);
+      value_step(p[whole][0] + p_offset(four), v, acc);
+    drain(gains, acc, a->out + row * a->out_stride + c, a->out_stride);
   }
+}
+static __attribute__((noinline)) void rest_values(const intfa_attend_tiles *a, const tile_operands *t,
+                                                  const group *g, int32_t row, int32_t fours) {
+  values(a, t, g->rest, g->rest_gain, row, fours, 0);
 }
 
 // ---------------------------------------------------------------------------------- the loop
@@ -179,19 +183,22 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
   const int32_t last = seen.subs - 1;
   score_sub_tile(D, false, s, t, row, seen, 0, g, earlier_seen.subs, earlier);
   if (last) score_sub_tile(D, true, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
-  if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t, earlier_seen.subs);
+  if (earlier_seen.has_rests) add_rests(a, s, earlier, earlier_row, ROWS, t, earlier_seen.subs);
+  if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t, earlier_seen);
   if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0 &&
       !a->mask) {
     if (last)
       values_beside_logits(2, a, s, t, earlier, earlier_row, g, row);
     else
       values_beside_logits(1, a, s, t, earlier, earlier_row, g, row);
-    values(a, t, earlier, earlier_row, earlier_seen.fours, 64);
-    return;
+    values(a, t, earlier->p, earlier->gain, earlier_row, earlier_seen.fours, 64);
+  } else {
+    logits(s, g, last, ROWS, s->scale + row);
+    settle_logits(a, s, g, row, t, seen);
+    if (earlier_seen.subs)
+      values(a, t, earlier->p, earlier->gain, earlier_row, earlier_seen.fours, 0);
   }
-  logits(s, g, last, ROWS, s->scale + row);
-  settle_logits(a, s, g, row, t, seen);
-  if (earlier_seen.subs) values(a, t, earlier, earlier_row, earlier_seen.fours, 0);
+  if (earlier_seen.has_rests) rest_values(a, t, earlier, earlier_row, earlier_seen.fours);
 }
 
 // The piece of the next tile that falls to the group at `row`.
@@ -221,8 +228,10 @@ INLINE void attend_tile(const int32_t D, const intfa_attend_tiles *a, state *s,
   }
   if (!earlier_seen.subs) return;
   for (int32_t sub = 0; sub < earlier_seen.subs; sub++) exponentials(earlier, sub, ROWS, s);
-  add_totals(a, earlier, earlier_row, t, earlier_seen.subs);
-  values(a, t, earlier, earlier_row, earlier_seen.fours, 0);
+  if (earlier_seen.has_rests) add_rests(a, s, earlier, earlier_row, ROWS, t, earlier_seen.subs);
+  add_totals(a, earlier, earlier_row, t, earlier_seen);
+  values(a, t, earlier->p, earlier->gain, earlier_row, earlier_seen.fours, 0);
+  if (earlier_seen.has_rests) rest_values(a, t, earlier, earlier_row, earlier_seen.fours);
 }
 
 INLINE void attend(const int32_t D, const intfa_attend_tiles *a) {

@@ -90,9 +90,10 @@ INLINE void load_values(const bool int4, const int8_t *unit, int32_t width, int3
   }
 }
 
-// out += gain * (p x values) for `rows` rows and 64 channels from `c`.
+// out += gain * (p x values) for `rows` rows and 64 channels from `c`; p may be rests.
 INLINE void values_few(const int rows, const bool int4, const intfa_attend_tiles *a, const tile_operands *t,
-                       const group *g, int32_t row, int32_t fours, int32_t c, const char *const *ahead) {
+                       const uint8_t (*p)[ROWS][KEYS], const float *gains, int32_t row, int32_t fours,
+                       int32_t c, const char *const *ahead) {
   const int sets = rows == 1 ? SETS : 1;
   __m512i acc[SETS][ROWS][4];
   UNROLL for (int set = 0; set < sets; set++)
@@ -106,15 +107,15 @@ INLINE void values_few(const int rows, const bool int4, const intfa_attend_tiles
       UNROLL for (int k = 0; k < 2; k++) {
         __m512i v[4];
         load_values(int4, t->value[sub], t->width, c, four + k, ahead[sub], v);
-        const uint8_t *p = g->p[sub][0] + p_offset(four + k);
+        const uint8_t *weights = p[sub][0] + p_offset(four + k);
         UNROLL for (int j = 0; j < 4; j++)
           UNROLL for (int i = 0; i < rows; i++)
             acc[k % sets][i][j] =
-                _mm512_dpbusd_epi32(acc[k % sets][i][j], four_bytes(p + i * KEYS), v[j]);
+                _mm512_dpbusd_epi32(acc[k % sets][i][j], four_bytes(weights + i * KEYS), v[j]);
       }
   }
   UNROLL for (int i = 0; i < rows; i++) {
-    const __m512 gain = _mm512_set1_ps(g->gain[i]);
+    const __m512 gain = _mm512_set1_ps(gains[i]);
     UNROLL for (int j = 0; j < 4; j++) {
       const __m512i sum = sets == SETS ? _mm512_add_epi32(acc[0][i][j], acc[1][i][j]) : acc[0][i][j];
       float *o = a->out + (row + i) * a->out_stride + c + 16 * j;
@@ -150,12 +151,17 @@ INLINE void attend_few(const int rows, const intfa_attend_tiles *a, state *s, co
   }
   settle_logits(a, s, g, row, t, seen);
   for (int32_t sub = 0; sub < seen.subs; sub++) exponentials(g, sub, rows, s);
-  add_totals(a, g, row, t, seen.subs);
-  for (int32_t c = 0; c < t->width; c += 64)
-    if (a->int4_value && decodes(a))
-      values_few(rows, true, a, t, g, row, seen.fours, c, next_value);
-    else
-      values_few(rows, false, a, t, g, row, seen.fours, c, next_value);
+  if (seen.has_rests) add_rests(a, s, g, row, rows, t, seen.subs);
+  add_totals(a, g, row, t, seen);
+  KEEP_LOOP for (int part = 0; part < (seen.has_rests ? 2 : 1); part++) {
+    const uint8_t(*p)[ROWS][KEYS] = part ? g->rest : g->p;
+    const float *gains = part ? g->rest_gain : g->gain;
+    for (int32_t c = 0; c < t->width; c += 64)
+      if (a->int4_value && decodes(a))
+        values_few(rows, true, a, t, p, gains, row, seen.fours, c, next_value);
+      else
+        values_few(rows, false, a, t, p, gains, row, seen.fours, c, next_value);
+  }
 }
 
 void intfa_attend_few__avx512vnni(const intfa_attend_tiles *a) {

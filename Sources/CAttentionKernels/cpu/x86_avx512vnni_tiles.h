@@ -11,8 +11,9 @@ typedef struct {
   _Alignas(64) float logit[SUBS][ROWS][KEYS];
   _Alignas(64) float top_lanes[SUBS][ROWS][16];  // row maxima, lane by lane
   _Alignas(64) uint8_t p[SUBS][ROWS][KEYS];      // in the order of p_offset
+  _Alignas(64) uint8_t rest[SUBS][ROWS][KEYS];   // only where the extent has rests
   _Alignas(64) int32_t sum[ROWS][16];            // partial sums of p * n
-  _Alignas(16) float top[ROWS], gain[ROWS];
+  _Alignas(16) float top[ROWS], gain[ROWS], rest_gain[ROWS];
 } group;
 
 // Everything that a call keeps in its scratch memory.
@@ -46,6 +47,13 @@ typedef struct {
   int32_t key_unit, value_unit;  // bytes of a stored sub-tile
   int32_t key_piece, value_piece;  // bytes of it that are fetched beside one group
 } tile_operands;
+
+// What the four rows of a group see of a tile.
+typedef struct {
+  int32_t subs, fours;  // sub-tiles and fours of keys up to the last one that any row sees
+  bool is_whole;        // every row sees every key of these sub-tiles
+  bool has_rests;       // P of some row has a rest
+} extent;
 
 // ---------------------------------------------------------------------------------- exponentials
 
@@ -87,6 +95,36 @@ INLINE void exponentials(group *g, int32_t sub, int32_t rows, const state *s) {
   KEEP_LOOP for (int32_t row = 0; row < rows; row++)
     UNROLL for (int quarter = 0; quarter < 4; quarter++)
       exponential_unit(g, sub, row, quarter, s, &first, &second);
+}
+
+// Rests of the rows that have one, and their P without rounding; zeros for the others. Sums of p * n
+// are taken anew, in 1/256.
+static __attribute__((noinline)) void add_rests(const intfa_attend_tiles *a, const state *s, group *g,
+                                                int32_t row, int32_t rows, const tile_operands *t,
+                                                int32_t subs) {
+  const __m512i byte = _mm512_set1_epi16(255);
+  for (int32_t i = 0; i < rows; i++) {
+    const bool has_rest = rests_in(a, row + i, row + i, t->begin);
+    const __m512 top = _mm512_set1_ps(g->top[i]);
+    __m512i sum = _mm512_setzero_si512(), rest_sum = _mm512_setzero_si512();
+    g->rest_gain[i] = g->gain[i] * REST_UNIT;
+    for (int32_t sub = 0; sub < subs; sub++) {
+      const __m512i n = _mm512_load_si512(s->weight + sub * KEYS);
+      __m512i rest = _mm512_setzero_si512();
+      if (has_rest) {
+        const float *logit = g->logit[sub][i];
+        const __m512i first = power_of_two(s->power, exponent_steps(logit, top));
+        const __m512i second = power_of_two(s->power, exponent_steps(logit + 32, top));
+        _mm512_store_si512(g->p[sub][i], _mm512_packus_epi16(_mm512_srli_epi16(first, 8),
+                                                             _mm512_srli_epi16(second, 8)));
+        rest = _mm512_packus_epi16(_mm512_and_si512(first, byte), _mm512_and_si512(second, byte));
+      }
+      _mm512_store_si512(g->rest[sub][i], rest);
+      sum = _mm512_dpbusd_epi32(sum, _mm512_load_si512(g->p[sub][i]), n);
+      rest_sum = _mm512_dpbusd_epi32(rest_sum, rest, n);
+    }
+    _mm512_store_si512(g->sum[i], _mm512_add_epi32(_mm512_slli_epi32(sum, 8), rest_sum));
+  }
 }
 
 // ---------------------------------------------------------------------------------- logits
@@ -182,24 +220,31 @@ INLINE __m512 real_power_of_two(__m512i steps) {
 // Sums of p * n with real n, in lanes of key mod 16 as the portable kernel has them: P as it was
 // rounded, or before. The weights of hidden keys are 0, and their n may be anything.
 static __attribute__((noinline)) __m128 real_row_sums(const intfa_attend_tiles *a, const group *g,
-                                                      const tile_operands *t, int32_t subs) {
+                                                      const tile_operands *t, extent seen) {
   _Alignas(16) float sums[ROWS];
   const __m512 none = _mm512_set1_ps(-__builtin_inff());
   for (int32_t i = 0; i < ROWS; i++) {
     __m512 lanes = _mm512_setzero_ps();
     const __m512 top = _mm512_set1_ps(g->top[i]);
-    for (int32_t sub = 0; sub < subs; sub++) {
-      _Alignas(64) uint8_t codes[KEYS];
+    for (int32_t sub = 0; sub < seen.subs; sub++) {
+      _Alignas(64) uint8_t codes[KEYS], rests[KEYS];
       _mm512_store_si512(codes, _mm512_permutexvar_epi32(dword_order(), _mm512_load_si512(g->p[sub][i])));
+      if (seen.has_rests)
+        _mm512_store_si512(rests,
+                           _mm512_permutexvar_epi32(dword_order(), _mm512_load_si512(g->rest[sub][i])));
       UNROLL for (int32_t j = 0; j < 4; j++) {
         const __m512 logit = _mm512_load_ps(g->logit[sub][i] + 16 * j);
-        const __mmask16 seen = _mm512_cmp_ps_mask(logit, none, _CMP_NEQ_OQ);
+        const __mmask16 is_seen = _mm512_cmp_ps_mask(logit, none, _CMP_NEQ_OQ);
         __m512 p = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128((__m128i *)codes + j)));
+        if (seen.has_rests) {
+          const __m512i rest = _mm512_cvtepu8_epi32(_mm_load_si128((__m128i *)rests + j));
+          p = _mm512_add_ps(p, _mm512_mul_ps(_mm512_cvtepi32_ps(rest), _mm512_set1_ps(REST_UNIT)));
+        }
         if (!a->sums_codes)
           p = real_power_of_two(_mm512_cvtps_epi32(
               _mm512_min_ps(_mm512_sub_ps(top, logit), _mm512_set1_ps(2047.0f))));
-        const __m512 n = _mm512_maskz_loadu_ps(seen, a->real_weight + t->place[sub] + 16 * j);
-        lanes = _mm512_mask_add_ps(lanes, seen, lanes, _mm512_mul_ps(p, n));
+        const __m512 n = _mm512_maskz_loadu_ps(is_seen, a->real_weight + t->place[sub] + 16 * j);
+        lanes = _mm512_mask_add_ps(lanes, is_seen, lanes, _mm512_mul_ps(p, n));
       }
     }
     sums[i] = sum_of_lanes(lanes);
@@ -244,8 +289,8 @@ INLINE void choose_gain(const intfa_attend_tiles *a, group *g, int32_t row, int3
 
 // total += gain * sum for the four rows of a group.
 INLINE void add_totals(const intfa_attend_tiles *a, group *g, int32_t row, const tile_operands *t,
-                       int32_t subs) {
-  __m128 sum;
+                       extent seen) {
+  __m128 sum, gain = _mm_load_ps(g->gain);
   if (a->weight) {
     __m512i sums[ROWS];
     UNROLL for (int i = 0; i < ROWS; i++) {
@@ -253,20 +298,15 @@ INLINE void add_totals(const intfa_attend_tiles *a, group *g, int32_t row, const
       _mm512_store_si512(g->sum[i], _mm512_setzero_si512());
     }
     sum = _mm_cvtepi32_ps(four_sums(sums));
+    if (seen.has_rests) gain = _mm_load_ps(g->rest_gain);
   } else {
-    sum = real_row_sums(a, g, t, subs);
+    sum = real_row_sums(a, g, t, seen);
   }
   __m128 total = _mm_loadu_ps(a->total + row);
-  _mm_storeu_ps(a->total + row, _mm_add_ps(total, _mm_mul_ps(_mm_load_ps(g->gain), sum)));
+  _mm_storeu_ps(a->total + row, _mm_add_ps(total, _mm_mul_ps(gain, sum)));
 }
 
 // ---------------------------------------------------------------------------------- tiles
-
-// What the four rows of a group see of a tile.
-typedef struct {
-  int32_t subs, fours;  // sub-tiles and fours of keys up to the last one that any row sees
-  bool is_whole;        // every row sees every key of these sub-tiles
-} extent;
 
 static inline extent extent_of(const intfa_attend_tiles *a, const tile_operands *t, int32_t row) {
   const int32_t last_row = row + ROWS < a->rows ? row + ROWS - 1 : a->rows - 1;
@@ -276,7 +316,8 @@ static inline extent extent_of(const intfa_attend_tiles *a, const tile_operands 
   if (a->mask && !mask_shows(a->mask, row, last_row + 1, first.begin, last.end)) return (extent){0};
   const int32_t keys = (int32_t)(last.end - t->begin), subs = (keys + KEYS - 1) / KEYS;
   return (extent){subs, (keys + 3) / 4,
-                  last.begin == t->begin && first.end == t->begin + subs * KEYS};
+                  last.begin == t->begin && first.end == t->begin + subs * KEYS,
+                  rests_in(a, row, last_row, t->begin)};
 }
 
 // From logits to gains: caps, masks, and the maxima of the rows.

@@ -102,6 +102,7 @@ typedef struct {
   int64_t fetch_end;           // keys from key_end up to here come next and may be fetched; or 0
   int32_t first_tile, tile;    // tile lengths: [0, first), [first, first + tile), ...
   intfa_visible visible;
+  bool refines;                // P of a row's last tile has sixteen bits: see rests_in
   const intfa_key_mask *mask;  // or NULL
   // Where keys lie: tokens 64 * u ... 64 * u + 63 are the units[u]th of `key`, `value` and every array
   // over keys; NULL where they lie in order.

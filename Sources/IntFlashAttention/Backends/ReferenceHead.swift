@@ -176,6 +176,7 @@ struct ReferenceHead: Sendable {
       queryLength: shape.queryLength,
       keyValueLength: shape.keyValueLength
     )
+    let seenEnd = refinedEnd(row)
     var total = Partial(dimension: shape.valueDimension)
     var spanIndex = 0
     while let span = recipe.span(spanIndex, keyValueLength: shape.keyValueLength) {
@@ -189,10 +190,12 @@ struct ReferenceHead: Sendable {
           let part = FoldedValueScales.outlierTileLength
           for start in stride(from: begin, to: end, by: part) {
             let piece = seen.clamped(to: start..<min(start + part, end))
-            accumulate(row, piece, sumsCodes: false, into: &partial)
+            let tile = start..<start + part
+            accumulate(row, piece, sumsCodes: false, refined: tile.ends(at: seenEnd), into: &partial)
           }
         } else {
-          accumulate(row, seen, sumsCodes: sumsCodes, into: &partial)
+          let isLast = (begin..<begin + length).ends(at: seenEnd)
+          accumulate(row, seen, sumsCodes: sumsCodes, refined: isLast, into: &partial)
         }
         begin = end
       }
@@ -240,6 +243,16 @@ struct ReferenceHead: Sendable {
     }
   }
 
+  /// Where the row's mask ends, if P has sixteen bits in that tile.
+  private func refinedEnd(_ row: Int) -> Int? {
+    let seen = descriptor.options.mask.visibility(
+      queryLength: descriptor.shape.queryLength,
+      keyValueLength: descriptor.shape.keyValueLength
+    )
+    guard descriptor.recipe.refinesLastTile, seen.step > 0 else { return nil }
+    return max(seen.end + row * seen.step, seen.leastEnd)
+  }
+
   /// nil where the mask hides the key.
   private func logit(_ row: Int, _ column: Int) -> Double? {
     guard let addend = mask.addend(row: row, key: column) else { return nil }
@@ -262,6 +275,7 @@ struct ReferenceHead: Sendable {
     _ row: Int,
     _ seen: Range<Int>,
     sumsCodes: Bool,
+    refined: Bool,
     into partial: inout Partial
   ) {
     let recipe = descriptor.recipe
@@ -273,7 +287,7 @@ struct ReferenceHead: Sendable {
     let gain = exp2(reference - partial.m)
     let v = value.span
     for (column, logit) in logits {
-      let (exact, rounded) = probability(logit - reference)
+      let (exact, rounded) = probability(logit - reference, refined: refined)
       partial.l += gain * (sumsCodes ? rounded : exact) * weight[column]
       guard rounded != 0 else { continue }
       for channel in 0..<dimension {
@@ -283,12 +297,13 @@ struct ReferenceHead: Sendable {
   }
 
   /// 2^x as the row sum takes it where that is exact, and rounded as it multiplies V.
-  private func probability(_ x: Double) -> (exact: Double, rounded: Double) {
+  private func probability(_ x: Double, refined: Bool) -> (exact: Double, rounded: Double) {
     if descriptor.recipe.exponential == .table64 {
       let steps = min((-64 * x).rounded(.toNearestOrEven), 2047)
       let mantissa = (65280 * exp2(-Double(Int(steps) & 63) / 64)).rounded()
       let power = Int(mantissa) >> (Int(steps) >> 6)
-      return (exp2(-steps / 64), Double((power + 128) >> 8) / 255)
+      let rounded = refined ? Double(power) / 256 : Double((power + 128) >> 8)
+      return (exp2(-steps / 64), rounded / 255)
     }
     let p = exp2(x)
     switch descriptor.recipe.probability {
@@ -313,4 +328,9 @@ struct ReferenceHead: Sendable {
       stride *= 2
     }
   }
+}
+
+extension Range<Int> {
+  /// Whether the last key before `end` is one of these.
+  fileprivate func ends(at end: Int?) -> Bool { end.map { lowerBound < $0 && $0 <= upperBound } ?? false }
 }

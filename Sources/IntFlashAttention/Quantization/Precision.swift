@@ -53,6 +53,7 @@ public enum Precision: String, Sendable, Hashable, CaseIterable {
       recipe.reference = .tileMaximum
       recipe.rowSum = .automatic
       recipe.exponential = .table64
+      recipe.refinesLastTile = true
       recipe.tileLength = 128
       recipe.tilesPerSpan = 32
       if self != .int8 { recipe.key = .int4Progressive(tokens: 32, channels: 1) }
@@ -110,6 +111,7 @@ public enum Precision: String, Sendable, Hashable, CaseIterable {
     recipe.valueScale = .folded
     recipe.rowSum = .codes
     recipe.exponential = .exact
+    recipe.refinesLastTile = false
     recipe.tileLength = 64
     recipe.tilesPerSpan = nil
     return recipe

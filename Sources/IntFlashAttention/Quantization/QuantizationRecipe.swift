@@ -92,6 +92,12 @@ public struct QuantizationRecipe: Hashable, Sendable {
   public var rowSum: RowSum
   /// How powers of two are evaluated.
   public var exponential: Exponential
+  /// Whether P keeps sixteen bits, x of ⌊65280 · 2^y⌋, in the tile that a row's mask ends in.
+  ///
+  /// That is the tile of the row's own position, where softmax is sharpest: one weight near the
+  /// maximum leaves the others of its tile few codes. Only where the mask moves with the row, not
+  /// under `AttentionMask.full`. Needs `Exponential.table64`.
+  public var refinesLastTile: Bool
   /// Keys of the first tile.
   ///
   /// Shorter than the others, so that an attention sink at the first token shares its tile, and with
@@ -120,6 +126,7 @@ public struct QuantizationRecipe: Hashable, Sendable {
     reference = .runningMaximum
     rowSum = .exact
     exponential = .exact
+    refinesLastTile = false
     firstTileLength = 64
     tileLength = 64
     tilesPerSpan = nil
@@ -187,6 +194,9 @@ public struct QuantizationRecipe: Hashable, Sendable {
     }
     if exponential == .table64 && (probability != .unsigned8 || reference != .tileMaximum) {
       try refuse("exponential table64 needs probability unsigned8 and reference tileMaximum")
+    }
+    if refinesLastTile && exponential != .table64 {
+      try refuse("refinesLastTile needs exponential table64")
     }
     switch (valueScale, value) {
     case (.output, .int8(.token)), (.output, .int8(.block)), (.output, .int4Clipped),
