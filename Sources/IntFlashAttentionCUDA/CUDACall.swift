@@ -24,6 +24,9 @@ struct CUDACall {
   private func place(_ offset: Int) -> UInt64 { base + UInt64(offset) }
 
   func run() throws(AttentionError) {
+    try stream.clearStatus(place(layout.status))
+    let tables = layout.tables
+    try stream.fill(place(tables.lowerBound), 0, byteCount: tables.count)
     try survey()
     if kernel.method.hasIntegerProducts {
       if recipe.centersKey { try findMeans() }

@@ -43,6 +43,7 @@ extension CUDAStream {
 
   /// Fills bytes on the device.
   func fill(_ address: UInt64, _ byte: UInt8, byteCount: Int) throws(AttentionError) {
+    guard byteCount > 0 else { return }
     let (context, handle) = unsafe (context, handle)
     try context.current { driver throws(AttentionError) in
       try context.check(
