@@ -8,10 +8,11 @@ from typing import Any, Literal, Optional, Sequence, Tuple, TypeVar, overload
 
 from . import _abi
 from ._errors import InvalidArgumentError, ShapeMismatchError
+from ._gpu import GPU, enqueue, gpu_of, refuse
 from ._tensors import MASKS, Operand, empty, operand
 
 Window = Tuple[Optional[int], Optional[int]]
-#: A NumPy array or a PyTorch tensor.
+#: A NumPy array, a PyTorch tensor or a CuPy array.
 Array = TypeVar("Array")
 
 
@@ -117,7 +118,8 @@ def attention(
         AttentionError: what is wrong is in the class (see there) and in the message.
     """
     left, right = window_sides(is_causal, window)
-    query, key, value = operand(q, "q"), operand(k, "k"), operand(v, "v")
+    query = operand(q, "q", on_gpu=True)
+    key, value = operand(k, "k", on_gpu=True), operand(v, "v", on_gpu=True)
     for name, part in (("q", query), ("k", key), ("v", value)):
         if len(part.shape) not in (3, 4) or len(part.shape) != len(query.shape):
             raise ShapeMismatchError(
@@ -128,14 +130,18 @@ def attention(
         raise ShapeMismatchError(
             f"q has {query.shape[-3]} heads and k {key.shape[-3]}, but enable_gqa is false"
         )
+    gpu = gpu_of(q, q=query, k=key, v=value)
+    if gpu is not None:
+        refuse(attn_mask=attn_mask, alibi_slopes=alibi_slopes, sinks=sinks, threads=threads)
     output = empty((*query.shape[:-1], value.shape[-1]), query.element_type, q)
     lse = empty(query.shape[:-1], "float32", q) if return_lse else None
     run(
         query,
         key,
         value,
-        operand(output, "output"),
-        lse=None if lse is None else operand(lse, "log_sum_exp"),
+        operand(output, "output", on_gpu=True),
+        gpu=gpu,
+        lse=None if lse is None else operand(lse, "log_sum_exp", on_gpu=True),
         mask=optional(attn_mask, "attn_mask", MASKS),
         alibi_slopes=optional(alibi_slopes, "alibi_slopes"),
         sinks=optional(sinks, "sinks"),
@@ -196,6 +202,7 @@ def run(
     value: Operand,
     output: Operand,
     *,
+    gpu: Optional[GPU] = None,
     lse: Optional[Operand] = None,
     mask: Optional[Operand] = None,
     alibi_slopes: Optional[Operand] = None,
@@ -208,6 +215,21 @@ def run(
     threads: Optional[int] = None,
 ) -> None:
     """Calls the library. Masks are aligned at the last query and the last key."""
+    if gpu is not None:
+        enqueue(
+            gpu,
+            query,
+            key,
+            value,
+            output,
+            lse=lse,
+            left=left,
+            right=right,
+            scale=scale,
+            softcap=softcap,
+            precision=name_bytes(precision),
+        )
+        return
     # Names, not only values: the structs must live until the call is over.
     operands = _abi.Operands(
         query=_abi.pointer(_abi.tensor(query)),

@@ -21,6 +21,7 @@ from ._errors import (
     ShapeMismatchError,
     UnsupportedError,
 )
+from ._gpu import gpu_of, refuse
 from ._tensors import MASKS, operand
 
 __all__ = ["patch", "scaled_dot_product_attention"]
@@ -198,11 +199,17 @@ def _attend(
         if mask is not None and mask.dim() and mask.shape[-1] > 1:
             mask = mask[..., :last]
     output = _new_output(query, value)
+    q, k = operand(query, "query", on_gpu=True), operand(key, "key", on_gpu=True)
+    v = operand(value, "value", on_gpu=True)
+    gpu = gpu_of(query, query=q, key=k, value=v)
+    if gpu is not None:
+        refuse(attn_mask=mask, sinks=sinks)
     _attention.run(
-        operand(query, "query"),
-        operand(key, "key"),
-        operand(value, "value"),
-        operand(output, "output"),
+        q,
+        k,
+        v,
+        operand(output, "output", on_gpu=True),
+        gpu=gpu,
         mask=None if mask is None else operand(mask, "attn_mask", types=MASKS, unit_stride=False),
         sinks=None if sinks is None else operand(sinks.float(), "sinks", unit_stride=False),
         left=left,
@@ -216,7 +223,11 @@ def _attend(
 
 
 _operator = torch.library.custom_op(
-    "int_flash_attention::attention", _attend, mutates_args=(), device_types="cpu", schema=_SCHEMA
+    "int_flash_attention::attention",
+    _attend,
+    mutates_args=(),
+    device_types=("cpu", "cuda"),
+    schema=_SCHEMA,
 )
 
 
