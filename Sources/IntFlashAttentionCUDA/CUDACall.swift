@@ -25,8 +25,8 @@ struct CUDACall {
 
   func run() throws(AttentionError) {
     try stream.clearStatus(place(layout.status))
-    let tables = layout.tables
-    try stream.fill(place(tables.lowerBound), 0, byteCount: tables.count)
+    let weights = layout.realWeightTable
+    try stream.fill(place(weights.lowerBound), 0, byteCount: weights.count)
     try survey()
     if kernel.method.hasIntegerProducts {
       if recipe.centersKey { try findMeans() }

@@ -6,8 +6,9 @@ struct CUDAWorkspaceLayout: Hashable, Sendable {
   private(set) var byteCount = 0
 
   private(set) var status = 0
-  /// What tiles read before the first and behind the last key, too: it must be finite there.
-  private(set) var tables = 0..<0
+  /// The table of real weights and what is read before and behind it. That multiplies zeros, so it must
+  /// be finite; codes and bytes are always, and scales and biases of keys that do not exist are dropped.
+  private(set) var realWeightTable = 0..<0
   // INT8: sums, means and codes.
   private(set) var querySums = 0
   private(set) var keySums = 0
@@ -63,15 +64,15 @@ struct CUDAWorkspaceLayout: Hashable, Sendable {
       keyMean = reserve(4 * keyHeads * d)
       queryScales = reserve(4 * queryHeads * queries)
       shifts = reserve(4 * queryHeads * queries)
-      let firstTable = place.byteCount
       // A pair for each key on sm_80.
       keyScales = reserve(8 * keyHeads * pitch, lead: 8 * lead)
       biases = reserve(4 * queryHeads * pitch, lead: 4 * lead)
-      weights = reserve(keyHeads * pitch, lead: lead)
-      realWeights = reserve(4 * keyHeads * pitch, lead: 4 * lead)
-      tables = firstTable..<place.byteCount
       maxima = reserve(4 * keyHeads * pitch)
       valueHeads = reserve(MemoryLayout<intfa_cuda_value_head>.size * keyHeads)
+      weights = reserve(keyHeads * pitch, lead: lead)
+      let start = place.byteCount
+      realWeights = reserve(4 * keyHeads * pitch, lead: 4 * lead)
+      realWeightTable = start..<place.byteCount
       fold = reserve(4 * keyHeads * pitch)
     }
     if sizes.splitCount > 1 {
