@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -214,3 +218,40 @@ def test_a_thread_without_context(driver):
     current = ctypes.c_void_p()
     driver.call("cuCtxGetCurrent", ctypes.byref(current))
     assert current.value == driver.context
+
+
+PROGRAM = """
+import numpy, pytest, simulator
+import int_flash_attention as intfa
+
+driver = simulator.Driver()
+simulator.install_cupy(driver, pytest.MonkeyPatch())
+try:
+    intfa.attention(*(simulator.put(driver, numpy.ones((2, 9, 64), "float32")) for _ in range(3)))
+    print("computed")
+except intfa.UnavailableError as error:
+    print(error)
+"""
+
+
+def test_the_compiler_is_found_where_pip_puts_it(driver, tmp_path):
+    folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    found = [pathlib.Path(x) for x in folders if (pathlib.Path(x) / "libnvrtc.so.12").exists()]
+    if not found:
+        pytest.skip("NVRTC is where the system looks")
+    (tmp_path / "libcuda.so.1").symlink_to(found[0] / "libcuda.so.1")
+    tests, packages = pathlib.Path(__file__).parent, pathlib.Path(intfa.__file__).parents[1]
+
+    def run():
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(tmp_path),
+            "PYTHONPATH": f"{tmp_path}:{tests}:{packages}",
+        }
+        return subprocess.check_output([sys.executable, "-c", PROGRAM], env=environment, text=True)
+
+    assert "libnvrtc" in run()
+    target = tmp_path / "nvidia/cuda_nvrtc/lib"
+    target.mkdir(parents=True)
+    (target / "libnvrtc.so.12").symlink_to(found[0] / "libnvrtc.so.12")
+    assert run() == "computed\n"

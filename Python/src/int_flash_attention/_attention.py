@@ -84,6 +84,11 @@ def attention(
     :class:`CopyWarning`. The result is of the kind that q is. The GIL is released, and any number of
     threads may call at once.
 
+    **GPUs.** PyTorch tensors on CUDA devices and CuPy arrays; k and v may be anything with
+    ``__cuda_array_interface__``. The call is put into the current stream and returns; nothing waits. It
+    takes ``int8``, ``int8Paper``, ``bfloat16`` and ``float16``, ``scale``, ``is_causal`` and ``window``.
+    NaN and infinity are not refused there: the result then means nothing. Never run on a real GPU.
+
     **Accuracy.** That of the precision, as relative L1 error against exact attention on activations
     of language models: ``int8`` at most 1.3 %, ``int8QueryKey`` 0.9 %, ``int4`` 6.5 %, ``bfloat16``
     0.8 %, ``float16`` 0.1 %, ``float32`` 0.001 %.

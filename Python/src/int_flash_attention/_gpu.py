@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
+import pathlib
 import weakref
 from typing import Any, NamedTuple, Optional, Tuple
 
@@ -130,6 +132,7 @@ def _plan(
     options: Tuple[Optional[int], Optional[int], Optional[float], Optional[float]],
     precision: bytes,
 ) -> _Plan:
+    _open_compiler()
     left, right, scale, softcap = options
     handle = ctypes.c_void_p()
     _abi.check(
@@ -142,6 +145,22 @@ def _plan(
         )
     )
     return _Plan(handle)
+
+
+@functools.cache
+def _open_compiler() -> None:
+    """Opens NVRTC where pip puts it, if it is not where the system looks: then the library finds it."""
+    for name in ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"):
+        try:
+            ctypes.CDLL(name)
+            return
+        except OSError:
+            pass
+    packages = importlib.util.find_spec("nvidia")
+    for folder in (packages and packages.submodule_search_locations) or ():
+        for path in pathlib.Path(folder).glob("*/lib/libnvrtc.so.1[0-9]"):
+            ctypes.CDLL(str(path))
+            return
 
 
 def _address(workspace: Any) -> int:

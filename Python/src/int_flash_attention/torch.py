@@ -44,7 +44,8 @@ def scaled_dot_product_attention(
 
     **Shapes.** query ``[..., Hq, L, E]``, key ``[..., H, S, E]``, value ``[..., H, S, Ev]``; result
     ``[..., Hq, L, Ev]`` in the type of the query, laid out in memory as ``[..., L, Hq, Ev]``, as
-    PyTorch's own does on CPUs. Leading dimensions broadcast. float32, float16 or bfloat16, on the CPU.
+    PyTorch's own does on CPUs. Leading dimensions broadcast. float32, float16 or bfloat16, on the CPU,
+    or on a GPU with what :func:`int_flash_attention.attention` computes there, in the current stream.
     Any strides with unit stride in the last dimension are read where they lie; others are copied, with
     a ``CopyWarning``.
 
@@ -269,7 +270,8 @@ def patch(precision: str = "int8", *, fallback: bool = False) -> Iterator[None]:
     Args:
         precision: name of the recipe.
         fallback: whether calls that are refused here (gradients, dropout, other devices and types,
-            values that are not finite) go to PyTorch's own function instead of raising.
+            masks on a GPU, values that are not finite) go to PyTorch's own function instead of
+            raising.
     """
     functional = torch.nn.functional
     original = functional.scaled_dot_product_attention
