@@ -6,8 +6,10 @@ struct CUDAWorkspaceLayout: Hashable, Sendable {
   private(set) var byteCount = 0
 
   private(set) var status = 0
-  /// The table of real weights and what is read before and behind it. That multiplies zeros, so it must
-  /// be finite; codes and bytes are always, and scales and biases of keys that do not exist are dropped.
+  /// The table of real weights and what is read before and behind it.
+  ///
+  /// That multiplies zeros, so it must be finite. Codes and bytes always are, and logits of keys that do
+  /// not exist are dropped, whatever their scales and biases are.
   private(set) var realWeightTable = 0..<0
   // INT8: sums, means and codes.
   private(set) var querySums = 0
