@@ -1,4 +1,3 @@
-internal import CAttentionKernels
 package import IntFlashAttention
 
 /// Calls whose memory is the caller's altogether: nothing is kept from one to the next.
@@ -76,13 +75,7 @@ extension CUDAKernel {
   /// Refuses what the driver does not know as memory of this device: a kernel that reads it would
   /// end the context, and with it all that the process has on the GPU.
   private func requireOnDevice(_ address: UInt, _ name: String) throws(AttentionError) {
-    let (ordinal, result) = try module.context.current { driver throws(AttentionError) in
-      var ordinal: Int32 = -1
-      // 9: the number of the device.
-      let result = unsafe driver.cuPointerGetAttribute(&ordinal, 9, CUdeviceptr(address))
-      return (Int(ordinal), result)
-    }
-    guard result == 0 else {
+    guard let ordinal = try module.context.ordinal(ofMemoryAt: UInt64(address)) else {
       throw AttentionError(
         .invalidArgument,
         "\(name) is at address 0x\(String(address, radix: 16)), which is not in the memory of a GPU"
