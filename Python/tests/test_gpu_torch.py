@@ -12,12 +12,15 @@ import types
 import weakref
 
 import pytest
+import simulator
 import torch
 from test_torch import SHAPES, error, normal
 from torch.nn.attention.bias import causal_upper_left
 
 import int_flash_attention as intfa
 from int_flash_attention import torch as ours
+from int_flash_attention._gpu import gpu_of
+from int_flash_attention._tensors import operand
 
 GATE = 0.014  # of int8
 
@@ -133,6 +136,12 @@ def test_transformers(gpu):
 
 def test_errors(gpu):
     q, k, v = normal(5, *SHAPES)
+    cupy = simulator.put(gpu, k.numpy())
+    gpu.stream, own = 0, gpu.stream
+    ready_elsewhere = operand(cupy, "k", on_gpu=True)
+    gpu.stream = own
+    with pytest.raises(intfa.InvalidArgumentError, match="k is ready in stream 0, but q in stream"):
+        gpu_of(put(q), q=operand(put(q), "q", on_gpu=True), k=ready_elsewhere)
     with pytest.raises(intfa.InvalidArgumentError, match="k is on the CPU, but q is on GPU 0"):
         intfa.attention(put(q), k, v)
     with pytest.raises(intfa.InvalidArgumentError, match="query is on GPU 0"):

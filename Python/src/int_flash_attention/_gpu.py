@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 from . import _abi
 from ._errors import InvalidArgumentError, UnsupportedError
-from ._tensors import SOME_DEVICE, Operand, cupy_module, empty, torch_module
+from ._tensors import SOME_DEVICE, Operand, empty, torch_module
 
 
 class GPU(NamedTuple):
@@ -45,20 +45,14 @@ def gpu_of(like: Any, **operands: Operand) -> Optional[GPU]:
                 f"{name} is on {_place(other)}, but {first_name} is on {_place(first)}; they must be on "
                 "one device"
             )
+        if other.stream not in (None, first.stream):
+            raise InvalidArgumentError(
+                f"{name} is ready in stream {other.stream}, but {first_name} in stream {first.stream}; "
+                "synchronise, or make the one the other's current stream"
+            )
     if first.device is None:
         return None
-    torch = torch_module(like)
-    if torch is not None:
-        stream = int(torch.cuda.current_stream(first.device).cuda_stream)
-    else:
-        stream = int(cupy_module(like).cuda.get_current_stream(first.device).ptr)
-    for name, operand in operands.items():
-        if operand.stream not in (None, stream):
-            raise InvalidArgumentError(
-                f"{name} is ready in stream {operand.stream}, but the current stream is {stream}; "
-                "synchronise, or make that stream the current one"
-            )
-    return GPU(first.device, stream, like)
+    return GPU(first.device, first.stream or 0, like)
 
 
 def refuse(**arguments: Any) -> None:

@@ -37,7 +37,7 @@ class Operand(NamedTuple):
     device: Optional[int] = None
     """The number of the GPU; None is the CPU."""
     stream: Optional[int] = None
-    """Where its elements are ready, if it says so."""
+    """Of the GPU: where its elements are ready, if the array says so."""
 
 
 def torch_module(value: Any) -> Any:
@@ -164,8 +164,15 @@ def _from_torch(
         tuple(value.shape),
         tuple(strides),
         value,
-        value.device.index if value.device.type == "cuda" else None,
+        *_torch_place(torch, value.device),
     )
+
+
+def _torch_place(torch: Any, device: Any) -> tuple[Optional[int], Optional[int]]:
+    """The number of a GPU and the current stream there."""
+    if device.type != "cuda":
+        return None, None
+    return device.index, int(torch.cuda.current_stream(device.index).cuda_stream)
 
 
 def _from_cuda_array(value: Any, name: str, types: Sequence[str]) -> Operand:
@@ -189,13 +196,11 @@ def _from_cuda_array(value: Any, name: str, types: Sequence[str]) -> Operand:
         raise InvalidArgumentError(
             f"{name} has stride {strides[-1]} in its last dimension; it must be 1"
         )
-    stream = interface.get("stream")
-    return Operand(
-        interface["data"][0],
-        found.name,
-        shape,
-        strides,
-        value,
-        value.device.id if cupy_module(value) is not None else SOME_DEVICE,
-        0 if stream == 1 else stream,  # 1 is the default stream
-    )
+    cupy = cupy_module(value)
+    if cupy is not None:
+        device = value.device.id
+        stream = int(cupy.cuda.get_current_stream(device).ptr)
+    else:
+        device, stream = SOME_DEVICE, interface.get("stream")
+        stream = 0 if stream == 1 else stream  # 1 is the default stream
+    return Operand(interface["data"][0], found.name, shape, strides, value, device, stream)
