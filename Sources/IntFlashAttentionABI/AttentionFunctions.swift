@@ -4,7 +4,7 @@ public import CIntFlashAttention
 import IntFlashAttention
 
 /// A plan, and its summary as C text.
-private final class PlanObject: Sendable {
+final class PlanObject: Sendable {
   let plan: AttentionPlan
   let summary: CText
 
@@ -15,7 +15,7 @@ private final class PlanObject: Sendable {
 }
 
 /// The tensors of a call, as far as they can be checked without its shape.
-private struct CallOperands {
+struct CallOperands {
   let query, key, value, output: AttentionOperands.Operand
   let logSumExp, mask, alibiSlopes, sinks: AttentionOperands.Operand?
 

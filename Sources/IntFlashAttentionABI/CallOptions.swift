@@ -160,7 +160,9 @@ func makeBackend(
   switch name {
   case "cpu":
     return CPUBackend(threadCount: threads, instructionSet: try instructions.map(instructionSet))
-  case "cuda": return CUDABackend(device: device)
+  case "cuda":
+    return device == INTFA_CURRENT_DEVICE
+      ? CUDABackend(on: try CUDADevice.current()) : CUDABackend(device: device)
   case "reference": return ReferenceBackend()
   default:
     throw AttentionError(

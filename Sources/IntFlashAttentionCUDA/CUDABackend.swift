@@ -46,8 +46,8 @@ public struct CUDABackend: AttentionBackend {
   /// A kernel that also takes tensors in device memory.
   ///
   /// - Throws: `AttentionError` with code `.unavailable` where driver, GPU or compiler are missing,
-  ///   `.unsupported` for other recipes, a soft cap, a prefix, blocks, more than 2²⁸ tokens, or a GPU older than compute
-  ///   capability 8.0, `.deviceFailure` where kernels do not compile or load.
+  ///   `.unsupported` for other recipes, a soft cap, a prefix, blocks, more than 2²⁸ tokens or 2⁴⁰ of
+  ///   all heads, or a GPU older than compute capability 8.0, `.deviceFailure` where kernels do not compile or load.
   public func makeCUDAKernel(
     for descriptor: AttentionDescriptor
   ) throws(AttentionError) -> CUDAKernel {
@@ -68,12 +68,24 @@ public struct CUDABackend: AttentionBackend {
         "\(name) is \(length); the CUDA backend takes at most \(Self.largestLength)"
       )
     }
+    let heads = shape.batchCount * shape.queryHeadCount
+    guard heads <= Int32.max,
+      heads * max(shape.queryLength, shape.keyValueLength) <= Self.largestTokenCount
+    else {
+      throw AttentionError(
+        .unsupported,
+        "\(shape.batchCount) batches of \(shape.queryHeadCount) heads with \(shape.queryLength) "
+          + "queries and \(shape.keyValueLength) keys are more than a GPU can have in its memory"
+      )
+    }
     let device = try self.device()
     return try CUDAKernel(descriptor: descriptor, method: method, device: device, cache: cache)
   }
 
   /// Positions and their differences are 32-bit numbers in the kernels.
   package static let largestLength = 1 << 28
+  /// Tokens of all heads: so many that sizes in bytes stay far from overflowing.
+  private static let largestTokenCount = 1 << 40
 
   /// The GPU of this backend.
   ///

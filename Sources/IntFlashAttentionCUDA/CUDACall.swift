@@ -24,6 +24,9 @@ struct CUDACall {
   private func place(_ offset: Int) -> UInt64 { base + UInt64(offset) }
 
   func run() throws(AttentionError) {
+    try stream.clearStatus(place(layout.status))
+    let weights = layout.realWeightTable
+    try stream.fill(place(weights.lowerBound), 0, byteCount: weights.count)
     try survey()
     if kernel.method.hasIntegerProducts {
       if recipe.centersKey { try findMeans() }

@@ -137,7 +137,7 @@ public final class CUDAKernel: AttentionKernel {
     guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
     var memory = ofStream.withLock { $0[stream.number] }
     if memory == nil {
-      let fresh = try workspace(on: stream)
+      let fresh = try workspace()
       memory = ofStream.withLock { known in
         let kept = known[stream.number] ?? fresh
         known[stream.number] = kept
@@ -156,7 +156,7 @@ public final class CUDAKernel: AttentionKernel {
       logSumExp: logSumExp,
       timer: timer
     )
-    try start(call, in: memory)
+    try call.run()
   }
 
   /// As ``enqueue(query:key:value:into:on:)``, with events around the call and around its tile loop.
@@ -192,7 +192,7 @@ public final class CUDAKernel: AttentionKernel {
       place = kept
     } else {
       let stream = try CUDAStream(on: device)
-      place = Place(stream: stream, memory: try workspace(on: stream))
+      place = Place(stream: stream, memory: try workspace())
     }
     defer { idle.withLock { $0.append(place) } }
     let stream = place.stream
@@ -212,7 +212,7 @@ public final class CUDAKernel: AttentionKernel {
       output: CUDACall.Operand(output),
       logSumExp: operands.logSumExp == nil ? nil : CUDACall.Operand(sums)
     )
-    try start(call, in: place.memory)
+    try call.run()
     let status = try stream.status(place.memory.address)
     let recipe = descriptor.recipe
     try status.requireAccepted(descriptor) { tensor, batch, head, token in
@@ -241,16 +241,8 @@ public final class CUDAKernel: AttentionKernel {
 
   // MARK: Parts of both
 
-  /// Memory for a call, zeroed once: what kernels read beyond the last key is then finite.
-  private func workspace(on stream: CUDAStream) throws(AttentionError) -> DeviceMemory {
-    let memory = try DeviceMemory(byteCount: layout.byteCount, on: module.context)
-    try memory.clear(on: stream)
-    return memory
-  }
-
-  private func start(_ call: CUDACall, in memory: DeviceMemory) throws(AttentionError) {
-    try call.stream.clearStatus(memory.address)
-    try call.run()
+  private func workspace() throws(AttentionError) -> DeviceMemory {
+    try DeviceMemory(byteCount: layout.byteCount, on: module.context)
   }
 }
 

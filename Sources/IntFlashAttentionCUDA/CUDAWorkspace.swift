@@ -6,6 +6,11 @@ struct CUDAWorkspaceLayout: Hashable, Sendable {
   private(set) var byteCount = 0
 
   private(set) var status = 0
+  /// The table of real weights and what is read before and behind it.
+  ///
+  /// That multiplies zeros, so it must be finite. Codes and bytes always are, and logits of keys that do
+  /// not exist are dropped, whatever their scales and biases are.
+  private(set) var realWeightTable = 0..<0
   // INT8: sums, means and codes.
   private(set) var querySums = 0
   private(set) var keySums = 0
@@ -67,7 +72,9 @@ struct CUDAWorkspaceLayout: Hashable, Sendable {
       maxima = reserve(4 * keyHeads * pitch)
       valueHeads = reserve(MemoryLayout<intfa_cuda_value_head>.size * keyHeads)
       weights = reserve(keyHeads * pitch, lead: lead)
+      let start = place.byteCount
       realWeights = reserve(4 * keyHeads * pitch, lead: 4 * lead)
+      realWeightTable = start..<place.byteCount
       fold = reserve(4 * keyHeads * pitch)
     }
     if sizes.splitCount > 1 {

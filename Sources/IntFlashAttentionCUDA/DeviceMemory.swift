@@ -37,12 +37,24 @@ final class DeviceMemory: @unchecked Sendable {
   }
 }
 
+extension CUDAContext {
+  /// The number of the GPU that has this address in its memory; nil where the driver knows of none.
+  func ordinal(ofMemoryAt address: UInt64) throws(AttentionError) -> Int? {
+    try current { driver throws(AttentionError) in
+      var ordinal: Int32 = 0
+      // 9: the number of the device.
+      return unsafe driver.cuPointerGetAttribute(&ordinal, 9, address) == 0 ? Int(ordinal) : nil
+    }
+  }
+}
+
 extension CUDAStream {
   /// Its handle as a number.
   var number: UInt { unsafe UInt(bitPattern: handle) }
 
   /// Fills bytes on the device.
   func fill(_ address: UInt64, _ byte: UInt8, byteCount: Int) throws(AttentionError) {
+    guard byteCount > 0 else { return }
     let (context, handle) = unsafe (context, handle)
     try context.current { driver throws(AttentionError) in
       try context.check(

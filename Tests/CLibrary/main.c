@@ -5,6 +5,7 @@ int main(void) {
   test_attention();
   test_caches();
   test_quantization();
+  test_gpu();
   test_threads();
   printf("%d failures\n", failures);
   return failures != 0;

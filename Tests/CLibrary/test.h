@@ -70,6 +70,7 @@ void test_errors(void);
 void test_attention(void);
 void test_caches(void);
 void test_quantization(void);
+void test_gpu(void);
 void test_threads(void);
 
 #endif

@@ -243,6 +243,16 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
   allocations.erase(found);
   return success;
 }
+CUresult cuPointerGetAttribute(void* result, int attribute, CUdeviceptr address) {
+  const std::lock_guard<std::recursive_mutex> guard(lock);
+  const auto next = allocations.upper_bound(address);
+  if (next == allocations.begin()) return invalid_value;
+  const Allocation& found = std::prev(next)->second;
+  if (address >= (CUdeviceptr)found.pages + found.page_bytes) return invalid_value;
+  if (attribute != 9) return invalid_value;  // the number of the device
+  *(int*)result = 0;
+  return success;
+}
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t bytes, CUstream stream) {
   return enqueue(stream, [=] { memcpy((void*)target, source, bytes); });
 }

@@ -48,6 +48,24 @@ import Testing
     #expect(error?.message.contains("queryLength is 268435457") == true)
   }
 
+  /// Batches and heads whose sizes in bytes would overflow, or whose number would.
+  @Test(arguments: [(1 << 20, 1 << 21), (1 << 31, 1)])
+  func moreTokensThanAGPUCanHaveAreUnsupported(batches: Int, keys: Int) throws {
+    let shape = try AttentionShape(
+      batchCount: batches,
+      queryHeadCount: 1,
+      keyValueHeadCount: 1,
+      queryLength: 1,
+      keyValueLength: keys,
+      headDimension: 64
+    )
+    let error = #expect(throws: AttentionError.self) {
+      try AttentionPlan(shape, on: CUDABackend())
+    }
+    #expect(error?.code == .unsupported)
+    #expect(error?.message.contains("more than a GPU can have in its memory") == true)
+  }
+
   @Test(.enabled(if: TestDevice.exists))
   func devicesThatDoNotExistAreUnavailable() throws {
     let error = #expect(throws: AttentionError.self) {

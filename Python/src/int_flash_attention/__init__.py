@@ -9,7 +9,8 @@
     o = intfa.attention(q, k, v, is_causal=True)
 
 :func:`attention` is one call, :class:`KVCache` keeps keys and values quantised, :func:`merge` puts
-parts together, :func:`info` says what this machine has. Adapters, which need their libraries:
+parts together, :func:`info` says what this machine has. Arrays may be on an NVIDIA GPU; that has never
+run on a real one. Adapters, which need their libraries:
 ``int_flash_attention.torch`` and ``int_flash_attention.transformers``.
 """
 

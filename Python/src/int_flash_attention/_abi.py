@@ -18,8 +18,8 @@ from ._tensors import Operand
 class Sized(ctypes.Structure):
     """A struct that begins with its size."""
 
-    def __init__(self, **members: Any) -> None:
-        super().__init__(struct_size=ctypes.sizeof(type(self)), **members)
+    def __init__(self, *members: Any, **named: Any) -> None:
+        super().__init__(ctypes.sizeof(type(self)), *members, **named)
 
 
 class Tensor(Sized):
@@ -83,6 +83,20 @@ class Operands(Sized):
     ]
 
 
+class Shape(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("batch_count", c_int64),
+        ("query_head_count", c_int64),
+        ("key_value_head_count", c_int64),
+        ("query_length", c_int64),
+        ("key_value_length", c_int64),
+        ("head_dimension", c_int64),
+        ("value_dimension", c_int64),
+    ]
+
+
 class KVPoolShape(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -143,6 +157,7 @@ STRUCTS = {
     "intfa_visible_blocks": VisibleBlocks,
     "intfa_options": Options,
     "intfa_operands": Operands,
+    "intfa_shape": Shape,
     "intfa_kv_pool_shape": KVPoolShape,
     "intfa_kv_pool_information": KVPoolInformation,
     "intfa_kv_operands": KVOperands,
@@ -174,6 +189,15 @@ _PROTOTYPES: dict[str, Sequence[Any]] = {
     "intfa_get_information": [POINTER(Information)],
     "intfa_get_instruction_set": [POINTER(c_char_p)],
     "intfa_attention": [POINTER(Operands), c_char_p, POINTER(Options), POINTER(Backend)],
+    "intfa_plan_create": [
+        POINTER(Shape),
+        c_char_p,
+        POINTER(Options),
+        POINTER(Backend),
+        POINTER(c_void_p),
+    ],
+    "intfa_plan_get_workspace_size": [c_void_p, POINTER(c_int64)],
+    "intfa_plan_enqueue": [c_void_p, POINTER(Operands), c_void_p, c_void_p],
     "intfa_merge": [
         POINTER(POINTER(Tensor)),
         POINTER(POINTER(Tensor)),
@@ -215,7 +239,7 @@ def _load() -> ctypes.CDLL:
     loaded.intfa_version.argtypes = []
     loaded.intfa_last_error.restype = c_char_p
     loaded.intfa_last_error.argtypes = []
-    for name in ("intfa_kv_pool_destroy", "intfa_kv_cache_destroy"):
+    for name in ("intfa_plan_destroy", "intfa_kv_pool_destroy", "intfa_kv_cache_destroy"):
         function = getattr(loaded, name)
         function.restype = None
         function.argtypes = [c_void_p]

@@ -8,10 +8,11 @@ from typing import Any, Literal, Optional, Sequence, Tuple, TypeVar, overload
 
 from . import _abi
 from ._errors import InvalidArgumentError, ShapeMismatchError
+from ._gpu import GPU, enqueue, gpu_of, refuse
 from ._tensors import MASKS, Operand, empty, operand
 
 Window = Tuple[Optional[int], Optional[int]]
-#: A NumPy array or a PyTorch tensor.
+#: A NumPy array, a PyTorch tensor or a CuPy array.
 Array = TypeVar("Array")
 
 
@@ -83,6 +84,11 @@ def attention(
     :class:`CopyWarning`. The result is of the kind that q is. The GIL is released, and any number of
     threads may call at once.
 
+    **GPUs.** PyTorch tensors on CUDA devices and CuPy arrays; k and v may be anything with
+    ``__cuda_array_interface__``. The call is put into the current stream and returns; nothing waits. It
+    takes ``int8``, ``int8Paper``, ``bfloat16`` and ``float16``, ``scale``, ``is_causal`` and ``window``.
+    NaN and infinity are not refused there: the result then means nothing. Never run on a real GPU.
+
     **Accuracy.** That of the precision, as relative L1 error against exact attention on activations
     of language models: ``int8`` at most 1.3 %, ``int8QueryKey`` 0.9 %, ``int4`` 6.5 %, ``bfloat16``
     0.8 %, ``float16`` 0.1 %, ``float32`` 0.001 %.
@@ -117,7 +123,8 @@ def attention(
         AttentionError: what is wrong is in the class (see there) and in the message.
     """
     left, right = window_sides(is_causal, window)
-    query, key, value = operand(q, "q"), operand(k, "k"), operand(v, "v")
+    query = operand(q, "q", on_gpu=True)
+    key, value = operand(k, "k", on_gpu=True), operand(v, "v", on_gpu=True)
     for name, part in (("q", query), ("k", key), ("v", value)):
         if len(part.shape) not in (3, 4) or len(part.shape) != len(query.shape):
             raise ShapeMismatchError(
@@ -128,14 +135,18 @@ def attention(
         raise ShapeMismatchError(
             f"q has {query.shape[-3]} heads and k {key.shape[-3]}, but enable_gqa is false"
         )
+    gpu = gpu_of(q, q=query, k=key, v=value)
+    if gpu is not None:
+        refuse(attn_mask=attn_mask, alibi_slopes=alibi_slopes, sinks=sinks, threads=threads)
     output = empty((*query.shape[:-1], value.shape[-1]), query.element_type, q)
     lse = empty(query.shape[:-1], "float32", q) if return_lse else None
     run(
         query,
         key,
         value,
-        operand(output, "output"),
-        lse=None if lse is None else operand(lse, "log_sum_exp"),
+        operand(output, "output", on_gpu=True),
+        gpu=gpu,
+        lse=None if lse is None else operand(lse, "log_sum_exp", on_gpu=True),
         mask=optional(attn_mask, "attn_mask", MASKS),
         alibi_slopes=optional(alibi_slopes, "alibi_slopes"),
         sinks=optional(sinks, "sinks"),
@@ -196,6 +207,7 @@ def run(
     value: Operand,
     output: Operand,
     *,
+    gpu: Optional[GPU] = None,
     lse: Optional[Operand] = None,
     mask: Optional[Operand] = None,
     alibi_slopes: Optional[Operand] = None,
@@ -208,6 +220,21 @@ def run(
     threads: Optional[int] = None,
 ) -> None:
     """Calls the library. Masks are aligned at the last query and the last key."""
+    if gpu is not None:
+        enqueue(
+            gpu,
+            query,
+            key,
+            value,
+            output,
+            lse=lse,
+            left=left,
+            right=right,
+            scale=scale,
+            softcap=softcap,
+            precision=name_bytes(precision),
+        )
+        return
     # Names, not only values: the structs must live until the call is over.
     operands = _abi.Operands(
         query=_abi.pointer(_abi.tensor(query)),

@@ -21,6 +21,7 @@ from ._errors import (
     ShapeMismatchError,
     UnsupportedError,
 )
+from ._gpu import gpu_of, refuse
 from ._tensors import MASKS, operand
 
 __all__ = ["patch", "scaled_dot_product_attention"]
@@ -43,7 +44,8 @@ def scaled_dot_product_attention(
 
     **Shapes.** query ``[..., Hq, L, E]``, key ``[..., H, S, E]``, value ``[..., H, S, Ev]``; result
     ``[..., Hq, L, Ev]`` in the type of the query, laid out in memory as ``[..., L, Hq, Ev]``, as
-    PyTorch's own does on CPUs. Leading dimensions broadcast. float32, float16 or bfloat16, on the CPU.
+    PyTorch's own does on CPUs. Leading dimensions broadcast. float32, float16 or bfloat16, on the CPU,
+    or on a GPU with what :func:`int_flash_attention.attention` computes there, in the current stream.
     Any strides with unit stride in the last dimension are read where they lie; others are copied, with
     a ``CopyWarning``.
 
@@ -198,11 +200,17 @@ def _attend(
         if mask is not None and mask.dim() and mask.shape[-1] > 1:
             mask = mask[..., :last]
     output = _new_output(query, value)
+    q, k = operand(query, "query", on_gpu=True), operand(key, "key", on_gpu=True)
+    v = operand(value, "value", on_gpu=True)
+    gpu = gpu_of(query, query=q, key=k, value=v)
+    if gpu is not None:
+        refuse(attn_mask=mask, sinks=sinks)
     _attention.run(
-        operand(query, "query"),
-        operand(key, "key"),
-        operand(value, "value"),
-        operand(output, "output"),
+        q,
+        k,
+        v,
+        operand(output, "output", on_gpu=True),
+        gpu=gpu,
         mask=None if mask is None else operand(mask, "attn_mask", types=MASKS, unit_stride=False),
         sinks=None if sinks is None else operand(sinks.float(), "sinks", unit_stride=False),
         left=left,
@@ -216,7 +224,11 @@ def _attend(
 
 
 _operator = torch.library.custom_op(
-    "int_flash_attention::attention", _attend, mutates_args=(), device_types="cpu", schema=_SCHEMA
+    "int_flash_attention::attention",
+    _attend,
+    mutates_args=(),
+    device_types=("cpu", "cuda"),
+    schema=_SCHEMA,
 )
 
 
@@ -258,7 +270,8 @@ def patch(precision: str = "int8", *, fallback: bool = False) -> Iterator[None]:
     Args:
         precision: name of the recipe.
         fallback: whether calls that are refused here (gradients, dropout, other devices and types,
-            values that are not finite) go to PyTorch's own function instead of raising.
+            masks on a GPU, values that are not finite) go to PyTorch's own function instead of
+            raising.
     """
     functional = torch.nn.functional
     original = functional.scaled_dot_product_attention

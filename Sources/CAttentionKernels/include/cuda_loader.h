@@ -46,6 +46,7 @@ typedef struct {
     unsigned, unsigned, unsigned, unsigned, CUstream, void **, void **)                         \
   X(CUresult, cuMemAlloc, "cuMemAlloc_v2", CUdeviceptr *, size_t)                               \
   X(CUresult, cuMemFree, "cuMemFree_v2", CUdeviceptr)                                           \
+  X(CUresult, cuPointerGetAttribute, "cuPointerGetAttribute", void *, int, CUdeviceptr)         \
   X(CUresult, cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", CUdeviceptr, const void *, size_t,     \
     CUstream)                                                                                   \
   X(CUresult, cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", void *, CUdeviceptr, size_t, CUstream) \

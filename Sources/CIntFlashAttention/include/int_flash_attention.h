@@ -12,7 +12,7 @@
    other members may be zero; zero and NULL are the defaults where there is one.
 
    Memory. The caller owns all tensors and strings that it passes; they are read during the call
-   only. Handles are destroyed by their functions, which accept NULL.
+   only, those of int_flash_attention/gpu.h until the stream has come past it. Handles are destroyed by their functions, which accept NULL.
 
    Threads. Any function may be called from any thread. A plan and a pool may be used by several
    threads at once, a cache by one at a time. */
@@ -20,6 +20,7 @@
 #define INT_FLASH_ATTENTION_H
 
 #include "int_flash_attention/attention.h"
+#include "int_flash_attention/gpu.h"
 #include "int_flash_attention/information.h"
 #include "int_flash_attention/kv_cache.h"
 #include "int_flash_attention/quantization.h"

@@ -5,7 +5,7 @@
 public struct AttentionPlan: Sendable, CustomStringConvertible {
   /// What is computed.
   public let descriptor: AttentionDescriptor
-  private let kernel: any AttentionKernel
+  package let kernel: any AttentionKernel
   /// The descriptor's shapes, which every call is compared with.
   private let queryShape, keyShape, valueShape, outputShape: [Int]
 
@@ -137,6 +137,16 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
     logSumExp: borrowing MutableTensorView
   ) throws(AttentionError) {
     var operands = try check(query: query, key: key, value: value, output: output)
+    try add(logSumExp: logSumExp, to: &operands)
+    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &operands)
+    try kernel.run(operands)
+  }
+
+  /// Checks where the log-sum-exp goes.
+  package func add(
+    logSumExp: borrowing MutableTensorView,
+    to operands: inout AttentionOperands
+  ) throws(AttentionError) {
     let view = logSumExp.view
     guard view.shape == descriptor.shape.logSumExpShape else {
       throw AttentionError(
@@ -158,8 +168,6 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
       try OverlapCheck.requireDisjoint(view, "logSumExp", other.view, name)
     }
     operands.logSumExp = .init(view)
-    try add(mask: mask, alibiSlopes: alibiSlopes, sinks: sinks, to: &operands)
-    try kernel.run(operands)
   }
 
   /// Checks what changes the logits.
@@ -191,7 +199,8 @@ public struct AttentionPlan: Sendable, CustomStringConvertible {
     }
   }
 
-  private func check(
+  /// Checks the tensors of a call; no element is looked at, so they may be a device's.
+  package func check(
     query: borrowing TensorView,
     key: borrowing TensorView,
     value: borrowing TensorView,

@@ -84,10 +84,16 @@ typedef struct intfa_tensor {
   const int64_t *strides;
 } intfa_tensor;
 
+enum {
+  /* The GPU whose CUDA context is current in the calling thread, and that context, primary or not. A
+     context that is not the primary one must live as long as what is made in it here. */
+  INTFA_CURRENT_DEVICE = -1
+};
+
 /* Where and with what a call is computed. NULL for the struct is all defaults. */
 typedef struct intfa_backend {
   uint32_t struct_size;
-  /* The GPU, by its number; backend "cuda" only. */
+  /* The GPU, by its number, or INTFA_CURRENT_DEVICE; backend "cuda" only. */
   int32_t device;
   /* "cpu" (NULL), "cuda", or "reference": slow, in double precision, every precision. */
   const char *name;
