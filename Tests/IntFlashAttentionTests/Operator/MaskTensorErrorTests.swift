@@ -135,9 +135,12 @@ import Testing
     #expect(Alibi.slopes(headCount: 1) == [0x1p-8])
   }
 
-  /// A mask in other words gives the same bits: tiles are cut where they are cut without it.
+  /// A mask in other words gives the same bits: tiles are cut where they are cut without it. A tensor
+  /// does not say where rows end, so this holds without the finer P of their last tiles.
   @Test(arguments: [Precision.int8, .int4, .int4KeyValue])
   func equalMasksGiveEqualBits(_ precision: Precision) throws {
+    var recipe = precision.recipe
+    recipe.refinesLastTile = false
     let inputs = TestInputs(shape, .outlierChannel, seed: 2)
     var additions = TestAdditions()
     additions.maskType = .int8
@@ -169,8 +172,8 @@ import Testing
       for instructionSet in InstructionSet.supported {
         for threads in [1, 2] {
           let backend = CPUBackend(threadCount: threads, instructionSet: instructionSet)
-          let structured = try inputs.attend(precision.recipe, options, on: backend)
-          let plan = try AttentionPlan(shape, precision: precision, on: backend)
+          let structured = try inputs.attend(recipe, options, on: backend)
+          let plan = try AttentionPlan(shape, recipe: recipe, on: backend)
           let masked = try inputs.run(plan, additions)
           #expect(masked.output == structured.output, "\(instructionSet), \(options)")
           #expect(masked.logSumExp == structured.logSumExp, "\(instructionSet), \(options)")
