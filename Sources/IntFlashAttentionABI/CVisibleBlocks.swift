@@ -77,7 +77,9 @@ struct CVisibleBlocks {
     }
     var lists = [[Int]](repeating: [], count: count)
     for row in rows.joined() where lists[row].isEmpty {
-      lists[row] = unsafe (Int(offsets[row])..<Int(offsets[row + 1])).map { unsafe Int(visible[$0]) }
+      lists[row] = unsafe (Int(offsets[row])..<Int(offsets[row + 1])).map {
+        unsafe Int(visible[$0])
+      }
     }
     return try VisibleBlocks(
       queryBlockLength: lengths.queryBlockLength,

@@ -198,7 +198,9 @@ public func intfa_kv_cache_load(
       return unsafe (target, try IntFlashAttentionABI.pool(pool), try text(path, "path"))
     }
     let snapshot = try attempt { () throws(TensorFileError) in try KVCacheSnapshot(path: path) }
-    let cache = try attempt { () throws(AttentionError) in try KVCache(in: pool, restoring: snapshot) }
+    let cache = try attempt { () throws(AttentionError) in
+      try KVCache(in: pool, restoring: snapshot)
+    }
     unsafe target.pointee = Handle.make(cache)
   }
 }
