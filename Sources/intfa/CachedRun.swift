@@ -47,7 +47,7 @@ struct CachedRun {
           query: query.tokens(part.queries, ofBatch: batch),
           offsets: [0, part.queries.count],
           caches: [cache],
-          mask: additions.mask(ofBatch: batch, rows: part.queries, queryLength: length),
+          mask: additions.mask(ofBatch: batch, rows: part.queries, shape),
           alibiSlopes: additions.slopesView,
           sinks: sinks.shape == [0] ? nil : sinks.view,
           into: output.mutableView.part(batch..<batch + 1, ofDimension: 0)

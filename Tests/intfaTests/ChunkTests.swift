@@ -56,7 +56,7 @@ import Testing
     #expect(isSame)
   }
 
-  /// Four bits: chunks that end where tiles end.
+  /// Four bits: a chunk that ends where a tile ends.
   @Test(arguments: [Precision.int4, .int4KeyValue])
   func tilesOfFourBitsGiveTheSameFile(_ precision: Precision) throws {
     try write(queryLength: 70, maskShape: [1, 90])

@@ -55,23 +55,24 @@ struct Additions: ~Copyable {
   func mask(
     ofBatch batch: Int,
     rows: Range<Int>,
-    queryLength: Int
+    _ shape: AttentionShape
   ) throws(AttentionError) -> TensorView? {
     guard var mask = maskView else { return nil }
     if mask.rank == 4, mask.shape[0] > 1 {
-      guard batch < mask.shape[0] else {
+      guard mask.shape[0] == shape.batchCount else {
         throw AttentionError(
           .shapeMismatch,
-          "mask has shape \(mask.shape); there is none for sequence \(batch)"
+          "mask has shape \(mask.shape), but there are \(shape.batchCount) sequences"
         )
       }
       mask = mask.part(batch..<batch + 1, ofDimension: 0)
     }
     guard mask.rank >= 2, mask.shape[mask.rank - 2] != 1 else { return mask }
-    guard mask.shape[mask.rank - 2] == queryLength else {
+    guard mask.shape[mask.rank - 2] == shape.queryLength else {
       throw AttentionError(
         .shapeMismatch,
-        "mask has shape \(mask.shape); it must have 1 row or those of the \(queryLength) queries"
+        "mask has shape \(mask.shape); it must have 1 row or those of the \(shape.queryLength) "
+          + "queries"
       )
     }
     return mask.part(rows, ofDimension: mask.rank - 2)
