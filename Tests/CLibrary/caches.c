@@ -112,8 +112,7 @@ static void test_one(const char *precision, double bound) {
       int64_t row = i / D < 40 ? LENGTH - 40 + i / D : LENGTH - 1;
       double difference =
           get(&output, h * 41 * D + i) - get(&expected, (h * LENGTH + row) * D + i % D);
-      CHECK(difference == 0,
-            "%s: a packed call gives other bits", precision);
+      CHECK(difference == 0, "%s: a packed call gives other bits", precision);
     }
 
   /* Handles may go in any order. */
@@ -140,7 +139,8 @@ static void test_one(const char *precision, double bound) {
 }
 
 static void test_refusals(void) {
-  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 128), *other = make_pool(NULL, KV_HEADS, D, 128);
+  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 128),
+                *other = make_pool(NULL, KV_HEADS, D, 128);
   intfa_kv_cache *cache = NULL;
   OK(intfa_kv_cache_create(pool, &cache));
   array k = tokens(&keys, 0, 129), v = tokens(&values, 0, 129);
@@ -209,7 +209,8 @@ static void test_blocks(const char *precision) {
   intfa_options options = {
       .struct_size = sizeof options, .mask = INTFA_MASK_CAUSAL, .blocks = &blocks};
   array mask = make3(INTFA_BOOL, 1, LENGTH, LENGTH), all = tokens(&queries, 0, LENGTH),
-        last = tokens(&queries, LENGTH - 7, LENGTH), masked = make3(INTFA_FLOAT32, HEADS, LENGTH, D);
+        last = tokens(&queries, LENGTH - 7, LENGTH),
+        masked = make3(INTFA_FLOAT32, HEADS, LENGTH, D);
   for (int64_t i = 0; i < LENGTH; ++i)
     for (int64_t j = offsets[i / 50]; j < offsets[i / 50 + 1]; ++j)
       for (int64_t x = visible[j] * 64; x < visible[j] * 64 + 64 && x < LENGTH; ++x)
@@ -227,7 +228,8 @@ static void test_blocks(const char *precision) {
                                 .mask = view(&mask)};
   OK(intfa_kv_cache_run(pool, &operands, NULL));
   array output = attend(pool, cache, &all, &options, NULL),
-        end = attend(pool, cache, &last, &options, NULL), part = tokens(&output, LENGTH - 7, LENGTH);
+        end = attend(pool, cache, &last, &options, NULL),
+        part = tokens(&output, LENGTH - 7, LENGTH);
   for (int64_t i = 0; i < count_of(&output); ++i)
     CHECK(fabs(get(&output, i) - get(&masked, i)) < 1e-5, "%s: blocks differ from the mask at %d",
           precision, (int)i);
@@ -300,8 +302,8 @@ static void test_block_refusals(void) {
           "blocks %d: %s", (int)i, intfa_status_name(status));
   }
   /* Only the lists of the call's queries are read, and no more lists than there are tokens. */
-  intfa_visible_blocks partly = {sizeof partly, 0, 5, 8, INT64_MAX, offsets,
-                                 (int64_t[]){INT64_MAX, INT64_MIN, 2}};
+  intfa_visible_blocks partly = {
+      sizeof partly, 0, 5, 8, INT64_MAX, offsets, (int64_t[]){INT64_MAX, INT64_MIN, 2}};
   options.blocks = &partly;
   OK(intfa_kv_cache_run(pool, &operands, &options));
   array many = tokens(&queries, 0, 21), output = make3(INTFA_FLOAT32, HEADS, 21, D);

@@ -104,9 +104,10 @@ static void test_angles(void) {
         wide = make(INTFA_FLOAT32, ROW_MAJOR, 2, (int64_t[]){6, 129}),
         codes = make(INTFA_INT8, ROW_MAJOR, 2, (int64_t[]){6, 2}),
         empty = make(INTFA_FLOAT32, ROW_MAJOR, 2, (int64_t[]){0, 2}),
-        deep = make3(INTFA_FLOAT32, 1, 6, 2), infinite = make(INTFA_FLOAT32, ROW_MAJOR, 2, table.shape),
+        deep = make3(INTFA_FLOAT32, 1, 6, 2),
+        infinite = make(INTFA_FLOAT32, ROW_MAJOR, 2, table.shape),
         /* One element, seen as a table beyond all memory. */
-        endless = make(INTFA_FLOAT32, ROW_MAJOR, 2, (int64_t[]){1, 1});
+      endless = make(INTFA_FLOAT32, ROW_MAJOR, 2, (int64_t[]){1, 1});
   set(&infinite, 3, INFINITY);
   endless.shape[0] = (int64_t)1 << 40, endless.shape[1] = 2;
   endless.strides[0] = endless.strides[1] = 0;
@@ -115,18 +116,26 @@ static void test_angles(void) {
     intfa_status status;
     const char *text;
   } cases[] = {
-      {{.style = 2, .rotary_dimension = 4, .position_count = 6}, INTFA_INVALID_ARGUMENT, "style is 2"},
+      {{.style = 2, .rotary_dimension = 4, .position_count = 6},
+       INTFA_INVALID_ARGUMENT,
+       "style is 2"},
       {{.style = INT32_MIN, .rotary_dimension = 4}, INTFA_INVALID_ARGUMENT, "style"},
       {{.rotary_dimension = 4}, INTFA_INVALID_ARGUMENT, "positionCount is 0"},
       {{.position_count = 6}, INTFA_INVALID_ARGUMENT, "rotaryDimension is 0"},
-      {{.rotary_dimension = 3, .position_count = 6}, INTFA_INVALID_ARGUMENT, "rotaryDimension is 3"},
+      {{.rotary_dimension = 3, .position_count = 6},
+       INTFA_INVALID_ARGUMENT,
+       "rotaryDimension is 3"},
       {{.rotary_dimension = -2, .position_count = 6}, INTFA_INVALID_ARGUMENT, "rotaryDimension"},
       {{.rotary_dimension = 258, .position_count = 6}, INTFA_INVALID_ARGUMENT, "rotaryDimension"},
       {{.rotary_dimension = INT64_MAX - 1, .position_count = 6}, INTFA_INVALID_ARGUMENT, "rotary"},
       {{.rotary_dimension = 4, .position_count = -1}, INTFA_INVALID_ARGUMENT, "positionCount"},
-      {{.rotary_dimension = 4, .position_count = INT64_MAX}, INTFA_INVALID_ARGUMENT, "positionCount"},
+      {{.rotary_dimension = 4, .position_count = INT64_MAX},
+       INTFA_INVALID_ARGUMENT,
+       "positionCount"},
       {{.rotary_dimension = 4, .position_count = 6, .base = &zero}, INTFA_INVALID_ARGUMENT, "base"},
-      {{.rotary_dimension = 4, .position_count = 6, .base = &minus}, INTFA_INVALID_ARGUMENT, "base"},
+      {{.rotary_dimension = 4, .position_count = 6, .base = &minus},
+       INTFA_INVALID_ARGUMENT,
+       "base"},
       {{.rotary_dimension = 4, .position_count = 6, .base = &infinity},
        INTFA_INVALID_ARGUMENT,
        "base"},
@@ -139,12 +148,16 @@ static void test_angles(void) {
       {{.position_count = 6, .cosines = view(&table), .sines = view(&table)},
        INTFA_INVALID_ARGUMENT,
        "position_count"},
-      {{.base = &ten, .cosines = view(&table), .sines = view(&table)}, INTFA_INVALID_ARGUMENT, "base"},
+      {{.base = &ten, .cosines = view(&table), .sines = view(&table)},
+       INTFA_INVALID_ARGUMENT,
+       "base"},
       {{.cosines = view(&table), .sines = view(&wide)}, INTFA_SHAPE_MISMATCH, "sines"},
       {{.cosines = view(&wide), .sines = view(&wide)}, INTFA_INVALID_ARGUMENT, "129 pairs"},
       {{.cosines = view(&deep), .sines = view(&deep)}, INTFA_SHAPE_MISMATCH, "cosines"},
       {{.cosines = view(&empty), .sines = view(&empty)}, INTFA_INVALID_ARGUMENT, "positionCount"},
-      {{.cosines = view(&endless), .sines = view(&endless)}, INTFA_INVALID_ARGUMENT, "positionCount"},
+      {{.cosines = view(&endless), .sines = view(&endless)},
+       INTFA_INVALID_ARGUMENT,
+       "positionCount"},
       {{.cosines = view(&table), .sines = view(&codes)}, INTFA_UNSUPPORTED_ELEMENT_TYPE, "sines"},
       {{.cosines = view(&table), .sines = view(&infinite)}, INTFA_NON_FINITE_INPUT, "sines"},
   };
@@ -166,7 +179,8 @@ static void test_angles(void) {
 
 static void test_refusals(void) {
   intfa_rotary *rotary = make_rotary(INTFA_ROTARY_HALF_SPLIT);
-  array k = make3(INTFA_FLOAT32, KV_HEADS, 10, D), narrow = make3(INTFA_FLOAT32, KV_HEADS, 10, R - 2),
+  array k = make3(INTFA_FLOAT32, KV_HEADS, 10, D),
+        narrow = make3(INTFA_FLOAT32, KV_HEADS, 10, R - 2),
         codes = make3(INTFA_INT8, KV_HEADS, 10, D), o = make3(INTFA_FLOAT32, KV_HEADS, 10, D);
   const intfa_tensor *key = view(&k), *output = view(&o);
   EXPECT(INTFA_INVALID_ARGUMENT, "rotary is NULL", intfa_rotary_apply(NULL, key, 0, output));
@@ -184,7 +198,8 @@ static void test_refusals(void) {
     EXPECT(INTFA_INVALID_ARGUMENT, "positions",
            intfa_rotary_apply(rotary, key, positions[i], output));
 
-  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 128), *small = make_pool(NULL, KV_HEADS, 32, 128);
+  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 128),
+                *small = make_pool(NULL, KV_HEADS, 32, 128);
   intfa_kv_cache *cache = NULL, *few = NULL;
   OK(intfa_kv_cache_create(pool, &cache));
   OK(intfa_kv_cache_create(small, &few));
@@ -207,7 +222,8 @@ static void test_refusals(void) {
   EXPECT(INTFA_INVALID_ARGUMENT, "cache is NULL", intfa_kv_cache_set_first_position(NULL, 0));
   EXPECT(INTFA_INVALID_ARGUMENT, "cache is NULL",
          intfa_kv_cache_get_first_position(NULL, &position));
-  EXPECT(INTFA_INVALID_ARGUMENT, "position is NULL", intfa_kv_cache_get_first_position(cache, NULL));
+  EXPECT(INTFA_INVALID_ARGUMENT, "position is NULL",
+         intfa_kv_cache_get_first_position(cache, NULL));
   OK(intfa_kv_cache_get_first_position(cache, &position));
   CHECK(position == 0, "first position %d", (int)position);
 

@@ -48,7 +48,8 @@ static void test_round_trip(const char *precision) {
 }
 
 static void test_refusals(void) {
-  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 512), *small = make_pool(NULL, KV_HEADS, D, 128),
+  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 512),
+                *small = make_pool(NULL, KV_HEADS, D, 128),
                 *wide = make_pool(NULL, KV_HEADS, 2 * D, 512),
                 *other = make_pool("int4", KV_HEADS, D, 512);
   intfa_kv_cache *cache = NULL, *loaded = NULL;
@@ -68,8 +69,7 @@ static void test_refusals(void) {
          intfa_kv_cache_load(pool, "/tmp/\xff\xfe", &loaded));
   EXPECT(INTFA_FILE_FAILURE, "cannot open", intfa_kv_cache_load(pool, "", &loaded));
   EXPECT(INTFA_FILE_FAILURE, "cannot", intfa_kv_cache_load(pool, folder, &loaded));
-  EXPECT(INTFA_FILE_FAILURE, "cannot open",
-         intfa_kv_cache_load(pool, "/nowhere/at/all", &loaded));
+  EXPECT(INTFA_FILE_FAILURE, "cannot open", intfa_kv_cache_load(pool, "/nowhere/at/all", &loaded));
   EXPECT(INTFA_SHAPE_MISMATCH, "headDimension", intfa_kv_cache_load(wide, path, &loaded));
   EXPECT(INTFA_SHAPE_MISMATCH, "precision", intfa_kv_cache_load(other, path, &loaded));
   int64_t free = free_pages(small);
@@ -96,7 +96,8 @@ static void test_refusals(void) {
 
 static void write_file(const unsigned char *bytes, size_t count) {
   FILE *file = fopen(path, "wb");
-  CHECK(file && fwrite(bytes, 1, count, file) == count && fclose(file) == 0, "cannot write %s", path);
+  CHECK(file && fwrite(bytes, 1, count, file) == count && fclose(file) == 0, "cannot write %s",
+        path);
 }
 
 /* Every byte of the header changed and some of the rest, and files that end too early. */

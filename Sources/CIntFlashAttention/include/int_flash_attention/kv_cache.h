@@ -89,10 +89,10 @@ intfa_status intfa_kv_cache_count(const intfa_kv_cache *cache, int64_t *count);
    at all. path: UTF-8. Backend "cpu" only. */
 intfa_status intfa_kv_cache_save(const intfa_kv_cache *cache, const char *path);
 
-/* A sequence with the tokens of a file, whose bits are those of the cache that was saved, also after
-   more tokens. The pool has the precision and sizes of the file; its page length and instruction set
-   may be others. INTFA_FILE_FAILURE, INTFA_MALFORMED_FILE, INTFA_SHAPE_MISMATCH where the pool does
-   not fit, or INTFA_OUT_OF_PAGES; then the pool is as it was. */
+/* A sequence with the tokens of a file, whose bits are those of the cache that was saved, also
+   after more tokens. The pool has the precision and sizes of the file; its page length and
+   instruction set may be others. INTFA_FILE_FAILURE, INTFA_MALFORMED_FILE, INTFA_SHAPE_MISMATCH
+   where the pool does not fit, or INTFA_OUT_OF_PAGES; then the pool is as it was. */
 intfa_status intfa_kv_cache_load(intfa_kv_pool *pool, const char *path, intfa_kv_cache **cache);
 
 /* Its pages go back to the pool. */
@@ -121,7 +121,7 @@ typedef struct intfa_kv_operands {
   /* [Hq] or [cache_count, Hq], as in intfa_operands; NULL is none. */
   const intfa_tensor *alibi_slopes;
   const intfa_tensor *sinks;
-  /* Turns queries by their positions, as intfa_kv_cache_append_rotary does with keys. NULL is none. */
+  /* Turns queries by their positions, as intfa_kv_cache_append_rotary turns keys. NULL is none. */
   const intfa_rotary *rotary;
 } intfa_kv_operands;
 
