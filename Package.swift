@@ -48,7 +48,9 @@ let package = Package(
     .target(name: "CIntFlashAttention"),
     .target(
       name: "IntFlashAttentionABI",
-      dependencies: ["CIntFlashAttention", "IntFlashAttention", "IntFlashAttentionCUDA"],
+      dependencies: [
+        "CIntFlashAttention", "IntFlashAttention", "IntFlashAttentionCUDA", "TensorFiles",
+      ],
       swiftSettings: swiftSettings
     ),
     .executableTarget(

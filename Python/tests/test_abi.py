@@ -31,6 +31,7 @@ def test_structs(tmp_path):
             expected.append((f"{name}.{field}", member.offset * 1000 + member.size))
     constants = {"INTFA_FLOAT32": 1, "INTFA_FLOAT16": 2, "INTFA_BFLOAT16": 3, "INTFA_BOOL": 7}
     constants.update(INTFA_MASK_FULL=0, INTFA_MASK_CAUSAL=1, INTFA_MASK_SLIDING=2)
+    constants.update(INTFA_ROTARY_HALF_SPLIT=0, INTFA_ROTARY_INTERLEAVED=1)
     for name, value in constants.items():
         lines.append(f'printf("%d\\n", {name});')
         expected.append((name, value))

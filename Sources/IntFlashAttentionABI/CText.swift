@@ -1,3 +1,4 @@
+import IntFlashAttention
 import Synchronization
 
 /// A C string with an owner.
@@ -32,4 +33,13 @@ final class CText: @unchecked Sendable {
     }
     return unsafe kept.characters
   }
+}
+
+/// An argument that is text, exactly as it is.
+func text(_ pointer: UnsafePointer<CChar>?, _ name: String) throws(AttentionError) -> String {
+  let characters = unsafe try require(pointer, name)
+  guard let text = unsafe String(validatingCString: characters) else {
+    throw AttentionError(.invalidArgument, "\(name) is not UTF-8")
+  }
+  return text
 }

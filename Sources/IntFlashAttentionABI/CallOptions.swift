@@ -22,30 +22,40 @@ extension Precision {
 }
 
 extension AttentionOptions {
-  /// The options of a struct; NULL is all defaults, with this mask.
-  ///
-  /// `shape` is what blocks have to fit; nil where they are refused.
+  /// The options of a call with this shape; NULL is all defaults.
   init(
     _ pointer: UnsafePointer<intfa_options>?,
-    default mask: AttentionMask = .full,
-    shape: AttentionShape?
+    shape: AttentionShape
   ) throws(AttentionError) {
-    guard let pointer = unsafe pointer else {
-      self.init(mask: mask)
-      return
+    self = unsafe try Self.read(pointer, default: .full) { (blocks) throws(AttentionError) in
+      try blocks.lists(for: shape)
     }
+  }
+
+  /// The options of a call on caches whose queries stand at these positions; NULL is causal with the
+  /// other defaults.
+  init(
+    _ pointer: UnsafePointer<intfa_options>?,
+    positions: [Range<Int>]
+  ) throws(AttentionError) {
+    self = unsafe try Self.read(pointer, default: .causal) { (blocks) throws(AttentionError) in
+      try blocks.lists(forPositions: positions)
+    }
+  }
+
+  private static func read(
+    _ pointer: UnsafePointer<intfa_options>?,
+    default mask: AttentionMask,
+    lists: (CVisibleBlocks) throws(AttentionError) -> VisibleBlocks
+  ) throws(AttentionError) -> AttentionOptions {
+    guard let pointer = unsafe pointer else { return AttentionOptions(mask: mask) }
     let options = unsafe try CStruct.read(pointer, "options", intfa_options())
     let blocks = unsafe options.blocks
-    if unsafe blocks != nil, shape == nil {
-      throw AttentionError(.unsupported, "blocks are given; attention to caches does not take them")
-    }
-    self.init(
+    return AttentionOptions(
       softmaxScale: unsafe options.softmax_scale.map { unsafe $0.pointee },
       softcap: unsafe options.softcap.map { unsafe $0.pointee },
       mask: unsafe try AttentionMask(options),
-      blocks: try shape.flatMap { (shape) throws(AttentionError) in
-        unsafe try VisibleBlocks(blocks, shape)
-      }
+      blocks: unsafe blocks == nil ? nil : try lists(CVisibleBlocks(blocks))
     )
   }
 }
@@ -79,57 +89,6 @@ extension AttentionMask {
         "options: mask is \(kind), which is not one of intfa_mask_kind"
       )
     }
-  }
-}
-
-extension VisibleBlocks {
-  /// nil for NULL.
-  init?(
-    _ pointer: UnsafePointer<intfa_visible_blocks>?,
-    _ shape: AttentionShape
-  ) throws(AttentionError) {
-    guard let pointer = unsafe pointer else { return nil }
-    let blocks = unsafe try CStruct.read(pointer, "blocks", intfa_visible_blocks())
-    let (queryLength, keyLength) = unsafe (
-      Int(blocks.query_block_length), Int(blocks.key_block_length)
-    )
-    // Lengths first: how much may be read follows from them.
-    let empty = try VisibleBlocks(
-      queryBlockLength: queryLength,
-      keyBlockLength: keyLength,
-      visible: []
-    )
-    let rows = (shape.queryLength + queryLength - 1) / queryLength
-    let columns = empty.keyBlockCount(keyValueLength: shape.keyValueLength)
-    guard unsafe blocks.query_block_count == rows else {
-      throw AttentionError(
-        .shapeMismatch,
-        "blocks: query_block_count is \(unsafe blocks.query_block_count), but \(shape.queryLength) "
-          + "queries are \(rows) blocks of \(queryLength)"
-      )
-    }
-    let offsets = unsafe try require(blocks.offsets, "blocks: offsets")
-    let visible = unsafe try require(blocks.visible, "blocks: visible")
-    guard unsafe offsets[0] == 0 else {
-      throw AttentionError(
-        .invalidArgument,
-        "blocks: offsets begin with \(unsafe offsets[0]); it must be 0"
-      )
-    }
-    var lists: [[Int]] = []
-    for row in 0..<rows {
-      let (first, end) = unsafe (Int(offsets[row]), Int(offsets[row + 1]))
-      let (count, overflow) = end.subtractingReportingOverflow(first)
-      guard !overflow, count >= 0, count <= columns else {
-        throw AttentionError(
-          .invalidArgument,
-          "blocks: offsets of query block \(row) are \(first) and \(end); it can see 0 to \(columns) "
-            + "key blocks"
-        )
-      }
-      lists.append((first..<end).map { unsafe Int(visible[$0]) })
-    }
-    try self.init(queryBlockLength: queryLength, keyBlockLength: keyLength, visible: lists)
   }
 }
 

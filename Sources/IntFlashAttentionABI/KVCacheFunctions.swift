@@ -2,6 +2,7 @@
 // swift-format-ignore-file: AlwaysUseLowerCamelCase, AllPublicDeclarationsHaveDocumentation
 public import CIntFlashAttention
 import IntFlashAttention
+import TensorFiles
 
 private func pool(_ handle: OpaquePointer?) throws(AttentionError) -> KVCachePool {
   unsafe try Handle.object(handle, "pool", as: KVCachePool.self)
@@ -93,6 +94,51 @@ public func intfa_kv_cache_append(
 }
 
 @c @implementation
+public func intfa_kv_cache_append_rotary(
+  _ cache: OpaquePointer!,
+  _ key: UnsafePointer<intfa_tensor>!,
+  _ value: UnsafePointer<intfa_tensor>!,
+  _ rotary: OpaquePointer!
+) -> intfa_status {
+  status { () throws(AttentionError) in
+    let cache = unsafe try IntFlashAttentionABI.cache(cache)
+    let key = unsafe try CTensor.operand(key, "key").batched("key", rank: 4)
+    let value = unsafe try CTensor.operand(value, "value").batched("value", rank: 4)
+    let rotary = unsafe try RotaryObject.embedding(rotary)
+    try cache.append(key: key.view, value: value.view, rotary: rotary)
+  }
+}
+
+@c @implementation
+public func intfa_kv_cache_set_first_position(
+  _ cache: OpaquePointer!,
+  _ position: Int64
+) -> intfa_status {
+  status { () throws(AttentionError) in
+    let cache = unsafe try IntFlashAttentionABI.cache(cache)
+    guard (0...Int64(AttentionShape.largestLength)).contains(position) else {
+      throw AttentionError(
+        .invalidArgument,
+        "position is \(position); it must be between 0 and \(AttentionShape.largestLength)"
+      )
+    }
+    cache.firstPosition = Int(position)
+  }
+}
+
+@c @implementation
+public func intfa_kv_cache_get_first_position(
+  _ cache: OpaquePointer!,
+  _ position: UnsafeMutablePointer<Int64>!
+) -> intfa_status {
+  status { () throws(AttentionError) in
+    let cache = unsafe try IntFlashAttentionABI.cache(cache)
+    let target = unsafe try require(position, "position")
+    unsafe target.pointee = Int64(cache.firstPosition)
+  }
+}
+
+@c @implementation
 public func intfa_kv_cache_fork(
   _ cache: OpaquePointer!,
   _ fork: UnsafeMutablePointer<OpaquePointer?>!
@@ -123,6 +169,42 @@ public func intfa_kv_cache_count(
   }
 }
 
+// MARK: Files
+
+@c @implementation
+public func intfa_kv_cache_save(
+  _ cache: OpaquePointer!,
+  _ path: UnsafePointer<CChar>!
+) -> intfa_status {
+  statusOfParts { () throws(PartFailure) in
+    let (snapshot, path) = try attempt { () throws(AttentionError) in
+      let cache = unsafe try IntFlashAttentionABI.cache(cache)
+      let path = unsafe try text(path, "path")
+      return (try cache.snapshot(), path)
+    }
+    try attempt { () throws(TensorFileError) in try snapshot.write(to: path) }
+  }
+}
+
+@c @implementation
+public func intfa_kv_cache_load(
+  _ pool: OpaquePointer!,
+  _ path: UnsafePointer<CChar>!,
+  _ cache: UnsafeMutablePointer<OpaquePointer?>!
+) -> intfa_status {
+  statusOfParts { () throws(PartFailure) in
+    let (target, pool, path) = unsafe try attempt { () throws(AttentionError) in
+      let target = unsafe try require(cache, "cache")
+      return unsafe (target, try IntFlashAttentionABI.pool(pool), try text(path, "path"))
+    }
+    let snapshot = try attempt { () throws(TensorFileError) in try KVCacheSnapshot(path: path) }
+    let cache = try attempt { () throws(AttentionError) in
+      try KVCache(in: pool, restoring: snapshot)
+    }
+    unsafe target.pointee = Handle.make(cache)
+  }
+}
+
 @c @implementation
 public func intfa_kv_cache_destroy(_ cache: OpaquePointer!) {
   unsafe Handle.destroy(cache, as: KVCache.self)
@@ -149,7 +231,8 @@ public func intfa_kv_cache_run(
     let offsets = unsafe try offsets(operands, count: caches.count, queries: query.shape[2])
     let attention = try CachedAttention(
       queryHeadCount: query.shape[1],
-      options: unsafe try AttentionOptions(options, default: .causal, shape: nil),
+      options: unsafe try AttentionOptions(options, positions: positions(caches, offsets)),
+      rotary: unsafe try RotaryObject.optionalEmbedding(operands.rotary),
       pool: pool
     )
     if let sums {
@@ -184,6 +267,16 @@ private func sequences(_ operands: intfa_kv_operands) throws(AttentionError) -> 
   var caches: [KVCache] = []
   for index in 0..<count { caches.append(unsafe try cache(handles[index], "caches[\(index)]")) }
   return caches
+}
+
+/// Where the queries of each sequence stand; nowhere where offsets or tokens do not fit, which the call
+/// refuses.
+private func positions(_ caches: [KVCache], _ offsets: [Int]) -> [Range<Int>] {
+  zip(caches, zip(offsets, offsets.dropFirst())).map { cache, bounds in
+    let (queries, overflow) = bounds.1.subtractingReportingOverflow(bounds.0)
+    guard !overflow, (0...cache.count).contains(queries) else { return 0..<0 }
+    return cache.count - queries..<cache.count
+  }
 }
 
 private func offsets(

@@ -9,6 +9,7 @@ import Darwin
 #endif
 public import CIntFlashAttention
 import IntFlashAttention
+import TensorFiles
 
 /// The message of the last failed call, of each thread its own.
 enum LastError {
@@ -33,21 +34,61 @@ enum LastError {
   }
 }
 
+/// An error as an entry point tells it.
+protocol CallError: Error {
+  var status: intfa_status { get }
+  /// One sentence for a person.
+  var message: String { get }
+}
+
 /// Runs the body of an entry point; an error becomes its status and the thread's message.
-func status(_ body: () throws(AttentionError) -> Void) -> intfa_status {
-  do throws(AttentionError) {
+func status(_ body: () throws(AttentionError) -> Void) -> intfa_status { statusOfAny(body) }
+
+/// The same for a body whose parts fail in different ways, each of them an ``attempt(_:)``.
+func statusOfParts(_ body: () throws(PartFailure) -> Void) -> intfa_status { statusOfAny(body) }
+
+private func statusOfAny<Failure: CallError>(_ body: () throws(Failure) -> Void) -> intfa_status {
+  do throws(Failure) {
     try body()
     return intfa_status(INTFA_OK)
   } catch {
     LastError.set(error.message)
-    return error.code.status
+    return error.status
   }
 }
 
-extension AttentionError.Code {
+/// Why a part of an entry point failed.
+struct PartFailure: CallError {
+  let status: intfa_status
+  let message: String
+}
+
+/// Runs a part of the body of an entry point.
+func attempt<Result, Failure: CallError>(
+  _ part: () throws(Failure) -> Result
+) throws(PartFailure) -> Result {
+  do throws(Failure) { return try part() } catch {
+    throw PartFailure(status: error.status, message: error.message)
+  }
+}
+
+extension TensorFileError: CallError {
   var status: intfa_status {
     let number =
-      switch self {
+      switch code {
+      case .cannotOpen, .cannotWrite: INTFA_FILE_FAILURE
+      case .truncated, .malformed, .unsupportedType, .unsupportedLayout, .unknownTensor,
+        .shapeMismatch, .tooLarge, .invalidName:
+        INTFA_MALFORMED_FILE
+      }
+    return intfa_status(number)
+  }
+}
+
+extension AttentionError: CallError {
+  var status: intfa_status {
+    let number =
+      switch code {
       case .invalidArgument: INTFA_INVALID_ARGUMENT
       case .shapeMismatch: INTFA_SHAPE_MISMATCH
       case .unsupportedElementType: INTFA_UNSUPPORTED_ELEMENT_TYPE
@@ -83,6 +124,8 @@ public func intfa_status_name(_ status: intfa_status) -> UnsafePointer<CChar>! {
     case INTFA_OUT_OF_MEMORY: "INTFA_OUT_OF_MEMORY"
     case INTFA_DEVICE_FAILURE: "INTFA_DEVICE_FAILURE"
     case INTFA_OUT_OF_PAGES: "INTFA_OUT_OF_PAGES"
+    case INTFA_FILE_FAILURE: "INTFA_FILE_FAILURE"
+    case INTFA_MALFORMED_FILE: "INTFA_MALFORMED_FILE"
     default: "unknown status"
     }
   return unsafe CText.permanent(name)

@@ -9,8 +9,9 @@ struct Explain: ParsableCommand {
       Tables give one plan after the other; memory is counted beside inputs and outputs. JSON keys: \
       precision backend isa batch queryHeads keyValueHeads queryLength keyValueLength \
       headDimension valueDimension mask softmaxScale softcap threads kernels tileLengths \
-      queryBlockLength workItems workspaceBytes keyValueBytesPerToken cacheBytesPerToken operations. \
-      cacheBytesPerToken is what a key/value cache takes, null where the precision has none.
+      queryBlockLength workItems workspaceBytes keyValueBytesPerToken cacheBytesPerToken cacheOfBFloat16 operations. \
+      cacheBytesPerToken is what a key/value cache takes, cacheOfBFloat16 the share of what one in \
+      bfloat16 takes; null where the precision has no cache.
       """
   )
 
@@ -32,6 +33,7 @@ struct Explain: ParsableCommand {
         Column("workspaceBytes", "workspace bytes"),
         Column("keyValueBytesPerToken", "bytes per token and key/value head"),
         Column("cacheBytesPerToken", "the same in a cache"),
+        Column("cacheOfBFloat16", "of a cache in bfloat16", .percent(0)),
         Column("operations", "operations"),
       ]
     )
@@ -45,6 +47,10 @@ struct Explain: ParsableCommand {
         on: backend
       )
       let summary = plan.summary
+      let cacheBytes = cacheBytes(precision.precision, shape, on: backend)
+      let share = cacheBytes.flatMap { bytes in
+        self.cacheBytes(.bfloat16, shape, on: backend).map { bytes / $0 }
+      }
       report.append(
         PlanReport.cells(plan, precision.precision) + [
           .list(summary.kernels),
@@ -53,7 +59,8 @@ struct Explain: ParsableCommand {
           .integer(summary.workItemCount),
           .integer(summary.workspaceByteCount),
           .number(summary.keyValueBytesPerToken),
-          .optional(cacheBytes(shape, on: backend)),
+          .optional(cacheBytes),
+          .optional(share),
           .number(plan.descriptor.operationCount),
         ]
       )
@@ -62,13 +69,17 @@ struct Explain: ParsableCommand {
   }
 
   /// Bytes per token and head of a cache; nil where there is none.
-  private func cacheBytes(_ shape: AttentionShape, on backend: any AttentionBackend) -> Double? {
+  private func cacheBytes(
+    _ precision: Precision,
+    _ shape: AttentionShape,
+    on backend: any AttentionBackend
+  ) -> Double? {
     let pool = try? KVCachePool(
       keyValueHeadCount: 1,
       headDimension: shape.headDimension,
       valueDimension: shape.valueDimension,
       capacity: 1,
-      precision: precision.precision,
+      precision: precision,
       on: backend
     )
     return pool?.bytesPerToken

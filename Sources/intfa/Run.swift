@@ -44,6 +44,14 @@ struct Run: ParsableCommand {
   )
   var cache = false
 
+  @Option(
+    help: ArgumentHelp(
+      "With --cache: append N tokens at a time, and compute their queries before the next ones.",
+      valueName: "n"
+    )
+  )
+  var chunk: Int?
+
   @Flag(help: "Also write the log-sum-exp of every query row.")
   var logSumExp = false
 
@@ -71,6 +79,12 @@ struct Run: ParsableCommand {
       throw ValidationError(
         "--output-type bfloat16 cannot be written as .npy, which has no such type"
       )
+    }
+    if let chunk {
+      guard cache else { throw ValidationError("--chunk is for --cache, which is not given") }
+      guard chunk >= 1 else {
+        throw ValidationError("--chunk is \(chunk); it must be at least 1")
+      }
     }
     try OutputPath.validate(output)
   }
@@ -112,6 +126,7 @@ struct Run: ParsableCommand {
     on backend: any AttentionBackend
   ) throws {
     let options = defaults.merged(math, mask)
+    if let chunk { try CachedRun.validate(chunk: chunk, options.mask) }
     let plan = try AttentionPlan(
       shape,
       precision: precision.precision,
@@ -124,7 +139,7 @@ struct Run: ParsableCommand {
     do {
       try timing.measure {
         if cache {
-          let run = CachedRun(plan: plan, precision: precision.precision)
+          let run = CachedRun(plan: plan, precision: precision.precision, chunk: chunk)
           let made = try run.run(operands, additions, on: backend)
           result = try Tensor(
             made.output,

@@ -7,18 +7,6 @@ enum { HEADS = 4, KV_HEADS = 2, D = 64, LENGTH = 300 };
 
 static array keys, values, queries;
 
-static intfa_kv_pool *make_pool(const char *precision, int64_t capacity) {
-  intfa_kv_pool_shape shape = {.struct_size = sizeof shape,
-                               .key_value_head_count = KV_HEADS,
-                               .head_dimension = D,
-                               .value_dimension = D,
-                               .capacity = capacity,
-                               .page_length = 64};
-  intfa_kv_pool *pool = NULL;
-  OK(intfa_kv_pool_create(&shape, precision, NULL, &pool));
-  return pool;
-}
-
 static void append(intfa_kv_cache *cache, int64_t begin, int64_t end) {
   array k = tokens(&keys, begin, end), v = tokens(&values, begin, end);
   OK(intfa_kv_cache_append(cache, view(&k), view(&v)));
@@ -45,7 +33,7 @@ static int64_t free_pages(const intfa_kv_pool *pool) {
 }
 
 static void test_one(const char *precision, double bound) {
-  intfa_kv_pool *pool = make_pool(precision, 2048);
+  intfa_kv_pool *pool = make_pool(precision, KV_HEADS, D, 2048);
   int64_t all = free_pages(pool), count = 0;
   intfa_kv_cache *whole = NULL, *cache = NULL, *fork = NULL;
   OK(intfa_kv_cache_create(pool, &whole));
@@ -124,8 +112,7 @@ static void test_one(const char *precision, double bound) {
       int64_t row = i / D < 40 ? LENGTH - 40 + i / D : LENGTH - 1;
       double difference =
           get(&output, h * 41 * D + i) - get(&expected, (h * LENGTH + row) * D + i % D);
-      CHECK(difference == 0,
-            "%s: a packed call gives other bits", precision);
+      CHECK(difference == 0, "%s: a packed call gives other bits", precision);
     }
 
   /* Handles may go in any order. */
@@ -152,7 +139,8 @@ static void test_one(const char *precision, double bound) {
 }
 
 static void test_refusals(void) {
-  intfa_kv_pool *pool = make_pool(NULL, 128), *other = make_pool(NULL, 128);
+  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 128),
+                *other = make_pool(NULL, KV_HEADS, D, 128);
   intfa_kv_cache *cache = NULL;
   OK(intfa_kv_cache_create(pool, &cache));
   array k = tokens(&keys, 0, 129), v = tokens(&values, 0, 129);
@@ -199,9 +187,6 @@ static void test_refusals(void) {
   operands.output = operands.query;
   EXPECT(INTFA_OVERLAPPING_OUTPUT, "query", intfa_kv_cache_run(pool, &operands, NULL));
   operands.output = view(&o);
-  intfa_visible_blocks blocks = {.struct_size = sizeof blocks};
-  intfa_options options = {.struct_size = sizeof options, .blocks = &blocks};
-  EXPECT(INTFA_UNSUPPORTED, "blocks", intfa_kv_cache_run(pool, &operands, &options));
   array sums = make3(INTFA_FLOAT32, 1, HEADS, 10);
   operands.log_sum_exp = view(&sums);
   EXPECT(INTFA_SHAPE_MISMATCH, "logSumExp", intfa_kv_cache_run(pool, &operands, NULL));
@@ -210,6 +195,123 @@ static void test_refusals(void) {
   intfa_kv_pool_destroy(pool);
   intfa_kv_pool_destroy(other);
   drop(&o), drop(&sums);
+}
+
+/* Blocks give what a mask of the same places gives, for all queries and for the last ones. */
+static void test_blocks(const char *precision) {
+  const int64_t offsets[] = {0, 1, 3, 4, 4, 6, 9, 10}, visible[] = {0, 1, 0, 1, 4, 0, 3, 2, 9, 0};
+  intfa_visible_blocks blocks = {.struct_size = sizeof blocks,
+                                 .query_block_length = 50,
+                                 .key_block_length = 64,
+                                 .query_block_count = 7,
+                                 .offsets = offsets,
+                                 .visible = visible};
+  intfa_options options = {
+      .struct_size = sizeof options, .mask = INTFA_MASK_CAUSAL, .blocks = &blocks};
+  array mask = make3(INTFA_BOOL, 1, LENGTH, LENGTH), all = tokens(&queries, 0, LENGTH),
+        last = tokens(&queries, LENGTH - 7, LENGTH),
+        masked = make3(INTFA_FLOAT32, HEADS, LENGTH, D);
+  for (int64_t i = 0; i < LENGTH; ++i)
+    for (int64_t j = offsets[i / 50]; j < offsets[i / 50 + 1]; ++j)
+      for (int64_t x = visible[j] * 64; x < visible[j] * 64 + 64 && x < LENGTH; ++x)
+        set(&mask, i * LENGTH + x, 1);
+  intfa_kv_pool *pool = make_pool(precision, KV_HEADS, D, 512);
+  intfa_kv_cache *cache = NULL;
+  OK(intfa_kv_cache_create(pool, &cache));
+  append(cache, 0, LENGTH);
+  const intfa_kv_cache *handle = cache;
+  intfa_kv_operands operands = {.struct_size = sizeof operands,
+                                .query = view(&all),
+                                .output = view(&masked),
+                                .caches = &handle,
+                                .cache_count = 1,
+                                .mask = view(&mask)};
+  OK(intfa_kv_cache_run(pool, &operands, NULL));
+  array output = attend(pool, cache, &all, &options, NULL),
+        end = attend(pool, cache, &last, &options, NULL),
+        part = tokens(&output, LENGTH - 7, LENGTH);
+  for (int64_t i = 0; i < count_of(&output); ++i)
+    CHECK(fabs(get(&output, i) - get(&masked, i)) < 1e-5, "%s: blocks differ from the mask at %d",
+          precision, (int)i);
+  CHECK(same(&end, &part), "%s: the last queries give other bits", precision);
+
+  if (precision && !strcmp(precision, "float32")) {
+    array uncached = make3(INTFA_FLOAT32, HEADS, LENGTH, D);
+    intfa_operands plain = {.struct_size = sizeof plain,
+                            .query = view(&all),
+                            .key = view(&keys),
+                            .value = view(&values),
+                            .output = view(&uncached)};
+    const int64_t few[] = {0, 1, 3, 4, 4, 6, 8}, present[] = {0, 1, 0, 1, 4, 0, 3, 2};
+    blocks = (intfa_visible_blocks){sizeof blocks, 0, 50, 64, 6, few, present};
+    OK(intfa_attention(&plain, precision, &options, NULL));
+    for (int64_t i = 0; i < count_of(&output); ++i)
+      CHECK(fabs(get(&output, i) - get(&uncached, i)) < 1e-5, "a cache differs at %d", (int)i);
+    drop(&uncached);
+  }
+  intfa_kv_cache_destroy(cache);
+  intfa_kv_pool_destroy(pool);
+  drop(&mask), drop(&masked), drop(&output), drop(&end);
+}
+
+static void test_block_refusals(void) {
+  intfa_kv_pool *pool = make_pool(NULL, KV_HEADS, D, 128);
+  intfa_kv_cache *cache = NULL;
+  OK(intfa_kv_cache_create(pool, &cache));
+  append(cache, 0, 20);
+  array q = tokens(&queries, 10, 20), o = make3(INTFA_FLOAT32, HEADS, 10, D);
+  const intfa_kv_cache *handle = cache;
+  intfa_kv_operands operands = {.struct_size = sizeof operands,
+                                .query = view(&q),
+                                .output = view(&o),
+                                .caches = &handle,
+                                .cache_count = 1};
+  const int64_t offsets[] = {0, 1, 2, 3, 3}, backwards[] = {0, 2, 1, 3, 4},
+                far[] = {0, INT64_MAX, INT64_MIN, 1, 2}, high[] = {0, 1, 2, 3, INT64_MAX},
+                late[] = {1, 2, 3, 4, 5}, away[] = {0, 1, 2, 3, (int64_t)1 << 60},
+                visible[] = {0, 1, 2, 0}, huge[] = {0, 0, INT64_MAX, INT64_MAX},
+                negative[] = {0, 0, INT64_MIN, -1};
+  intfa_visible_blocks blocks[] = {
+      {0, 0, 0, 8, 4, offsets, visible},
+      {0, 0, -5, 8, 4, offsets, visible},
+      {0, 0, 5, 0, 4, offsets, visible},
+      {0, 0, INT64_MAX, 8, 4, offsets, visible},
+      {0, 0, 5, INT64_MIN, 4, offsets, visible},
+      {0, 0, 5, 8, 3, offsets, visible},
+      {0, 0, 5, 8, 0, offsets, visible},
+      {0, 0, 5, 8, INT64_MIN, offsets, visible},
+      {0, 0, 5, 8, 4, NULL, visible},
+      {0, 0, 5, 8, 4, offsets, NULL},
+      {0, 0, 5, 8, 4, backwards, visible},
+      {0, 0, 5, 8, 4, far, visible},
+      {0, 0, 5, 8, 4, high, visible},
+      {0, 0, 5, 8, 4, away, visible},
+      {0, 0, 5, 8, 4, late, visible},
+      {0, 0, 5, 8, 4, offsets, huge},
+      {0, 0, 5, 8, 4, offsets, negative},
+  };
+  intfa_options options = {.struct_size = sizeof options};
+  for (size_t i = 0; i < sizeof blocks / sizeof *blocks; ++i) {
+    options.blocks = &blocks[i];
+    EXPECT(INTFA_INVALID_ARGUMENT, "blocks: struct_size",
+           intfa_kv_cache_run(pool, &operands, &options));
+    blocks[i].struct_size = sizeof *blocks;
+    intfa_status status = intfa_kv_cache_run(pool, &operands, &options);
+    CHECK((status == INTFA_INVALID_ARGUMENT || status == INTFA_SHAPE_MISMATCH) &&
+              strstr(intfa_last_error(), "blocks"),
+          "blocks %d: %s", (int)i, intfa_status_name(status));
+  }
+  /* Only the lists of the call's queries are read, and no more lists than there are tokens. */
+  intfa_visible_blocks partly = {
+      sizeof partly, 0, 5, 8, INT64_MAX, offsets, (int64_t[]){INT64_MAX, INT64_MIN, 2}};
+  options.blocks = &partly;
+  OK(intfa_kv_cache_run(pool, &operands, &options));
+  array many = tokens(&queries, 0, 21), output = make3(INTFA_FLOAT32, HEADS, 21, D);
+  operands.query = view(&many), operands.output = view(&output);
+  EXPECT(INTFA_SHAPE_MISMATCH, "blocks", intfa_kv_cache_run(pool, &operands, &options));
+  intfa_kv_cache_destroy(cache);
+  intfa_kv_pool_destroy(pool);
+  drop(&o), drop(&output);
 }
 
 static void test_pool_shapes(void) {
@@ -258,6 +360,9 @@ void test_caches(void) {
   test_one("int4KeyValue", 2e-1);
   test_one("bfloat16", 1e-2);
   test_one("float32", 2e-6);
+  static const char *const precisions[] = {NULL, "int4", "int4KeyValue", "bfloat16", "float32"};
+  for (int i = 0; i < 5; ++i) test_blocks(precisions[i]);
+  test_block_refusals();
   test_refusals();
   test_pool_shapes();
   drop(&keys), drop(&values), drop(&queries);

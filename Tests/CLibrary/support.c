@@ -137,6 +137,31 @@ array tokens(const array *a, int64_t begin, int64_t end) {
   return part;
 }
 
+intfa_kv_pool *make_pool(const char *precision, int64_t kv_heads, int64_t d, int64_t capacity) {
+  intfa_kv_pool_shape shape = {.struct_size = sizeof shape,
+                               .key_value_head_count = kv_heads,
+                               .head_dimension = d,
+                               .value_dimension = d,
+                               .capacity = capacity,
+                               .page_length = 64};
+  intfa_kv_pool *pool = NULL;
+  OK(intfa_kv_pool_create(&shape, precision, NULL, &pool));
+  return pool;
+}
+
+array attend(const intfa_kv_pool *pool, const intfa_kv_cache *cache, array *queries,
+             const intfa_options *options, const intfa_rotary *rotary) {
+  array output = make(INTFA_FLOAT32, ROW_MAJOR, 3, queries->shape);
+  intfa_kv_operands operands = {.struct_size = sizeof operands,
+                                .query = view(queries),
+                                .output = view(&output),
+                                .caches = &cache,
+                                .cache_count = 1,
+                                .rotary = rotary};
+  OK(intfa_kv_cache_run(pool, &operands, options));
+  return output;
+}
+
 static int sees(const intfa_options *options, int64_t position, int64_t key) {
   switch (options->mask) {
     case INTFA_MASK_CAUSAL:

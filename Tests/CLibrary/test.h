@@ -63,12 +63,20 @@ void naive(const array *query, const array *key, const array *value, const array
            const array *slopes, const array *sinks, const intfa_options *options, double *output,
            double *log_sum_exp);
 
+/* A pool of pages of 64 tokens, for keys and values of d channels. */
+intfa_kv_pool *make_pool(const char *precision, int64_t kv_heads, int64_t d, int64_t capacity);
+/* Attention of queries [Hq, n, D] that are the last tokens of a cache: [Hq, n, D]. */
+array attend(const intfa_kv_pool *pool, const intfa_kv_cache *cache, array *queries,
+             const intfa_options *options, const intfa_rotary *rotary);
+
 /* Sum of the differences over sum of the magnitudes. */
 double relative_error(const array *a, const double *exact);
 
 void test_errors(void);
 void test_attention(void);
 void test_caches(void);
+void test_rotary(void);
+void test_snapshots(void);
 void test_quantization(void);
 void test_gpu(void);
 void test_threads(void);

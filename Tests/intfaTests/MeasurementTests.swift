@@ -336,11 +336,12 @@ import Testing
         "precision", "backend", "isa", "batch", "queryHeads", "keyValueHeads", "queryLength",
         "keyValueLength", "headDimension", "valueDimension", "mask", "softmaxScale", "softcap",
         "threads", "kernels", "tileLengths", "queryBlockLength", "workItems", "workspaceBytes",
-        "keyValueBytesPerToken", "cacheBytesPerToken", "operations",
+        "keyValueBytesPerToken", "cacheBytesPerToken", "cacheOfBFloat16", "operations",
       ]
     )
     let object = try #require(run.objects().first)
     #expect(object["cacheBytesPerToken"] as? Double == 209)
+    #expect(object["cacheOfBFloat16"] as? Double == 209.0 / 512)
     #expect(object["tileLengths"] as? [Int] == [64, 128])
     #expect(object["mask"] as? String == "causal")
   }

@@ -9,20 +9,24 @@
     o = intfa.attention(q, k, v, is_causal=True)
 
 :func:`attention` is one call, :class:`KVCache` keeps keys and values quantised, :func:`merge` puts
-parts together, :func:`info` says what this machine has. Arrays may be on an NVIDIA GPU; that has never
-run on a real one. Adapters, which need their libraries:
+parts together, :class:`RotaryEmbedding` turns rows by their positions, :class:`VisibleBlocks` says
+which blocks are computed, :func:`info` what this machine has. Arrays may be on an NVIDIA GPU; that has
+never run on a real one. Adapters, which need their libraries:
 ``int_flash_attention.torch`` and ``int_flash_attention.transformers``.
 """
 
 from ._attention import attention, merge
+from ._blocks import VisibleBlocks
 from ._cache import KVCache, KVPool
 from ._errors import (
     AttentionError,
     CopyWarning,
     DeviceFailureError,
+    FileFailureError,
     GradientError,
     InternalError,
     InvalidArgumentError,
+    MalformedFileError,
     NonFiniteInputError,
     OutOfMemoryError,
     OutOfPagesError,
@@ -34,6 +38,7 @@ from ._errors import (
     ValueOutOfRangeError,
 )
 from ._information import Information, info, version
+from ._rotary import RotaryEmbedding
 
 __version__ = version()
 
@@ -41,21 +46,25 @@ __all__ = [
     "AttentionError",
     "CopyWarning",
     "DeviceFailureError",
+    "FileFailureError",
     "GradientError",
     "Information",
     "InternalError",
     "InvalidArgumentError",
     "KVCache",
     "KVPool",
+    "MalformedFileError",
     "NonFiniteInputError",
     "OutOfMemoryError",
     "OutOfPagesError",
     "OverlappingOutputError",
+    "RotaryEmbedding",
     "ShapeMismatchError",
     "UnavailableError",
     "UnsupportedElementTypeError",
     "UnsupportedError",
     "ValueOutOfRangeError",
+    "VisibleBlocks",
     "attention",
     "info",
     "merge",

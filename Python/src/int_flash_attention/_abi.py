@@ -136,6 +136,19 @@ class KVOperands(Sized):
         ("mask", POINTER(Tensor)),
         ("alibi_slopes", POINTER(Tensor)),
         ("sinks", POINTER(Tensor)),
+        ("rotary", c_void_p),
+    ]
+
+
+class RotaryAngles(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("style", c_int32),
+        ("rotary_dimension", c_int64),
+        ("position_count", c_int64),
+        ("base", POINTER(c_double)),
+        ("cosines", POINTER(Tensor)),
+        ("sines", POINTER(Tensor)),
     ]
 
 
@@ -161,6 +174,7 @@ STRUCTS = {
     "intfa_kv_pool_shape": KVPoolShape,
     "intfa_kv_pool_information": KVPoolInformation,
     "intfa_kv_operands": KVOperands,
+    "intfa_rotary_angles": RotaryAngles,
     "intfa_information": Information,
 }
 
@@ -169,6 +183,9 @@ ELEMENT_TYPES = {"float32": 1, "float16": 2, "bfloat16": 3, "bool": 7}
 
 #: intfa_mask_kind
 MASK_FULL, MASK_CAUSAL, MASK_SLIDING = 0, 1, 2
+
+#: intfa_rotary_style
+ROTARY_HALF_SPLIT, ROTARY_INTERLEAVED = 0, 1
 
 #: intfa_status
 _ERRORS: dict[int, type[_errors.AttentionError]] = {
@@ -183,6 +200,8 @@ _ERRORS: dict[int, type[_errors.AttentionError]] = {
     9: _errors.OutOfMemoryError,
     10: _errors.DeviceFailureError,
     11: _errors.OutOfPagesError,
+    12: _errors.FileFailureError,
+    13: _errors.MalformedFileError,
 }
 
 _PROTOTYPES: dict[str, Sequence[Any]] = {
@@ -214,10 +233,17 @@ _PROTOTYPES: dict[str, Sequence[Any]] = {
     "intfa_kv_pool_get_information": [c_void_p, POINTER(KVPoolInformation)],
     "intfa_kv_cache_create": [c_void_p, POINTER(c_void_p)],
     "intfa_kv_cache_append": [c_void_p, POINTER(Tensor), POINTER(Tensor)],
+    "intfa_kv_cache_append_rotary": [c_void_p, POINTER(Tensor), POINTER(Tensor), c_void_p],
+    "intfa_kv_cache_set_first_position": [c_void_p, c_int64],
+    "intfa_kv_cache_get_first_position": [c_void_p, POINTER(c_int64)],
     "intfa_kv_cache_fork": [c_void_p, POINTER(c_void_p)],
     "intfa_kv_cache_truncate": [c_void_p, c_int64],
     "intfa_kv_cache_count": [c_void_p, POINTER(c_int64)],
     "intfa_kv_cache_run": [c_void_p, POINTER(KVOperands), POINTER(Options)],
+    "intfa_kv_cache_save": [c_void_p, c_char_p],
+    "intfa_kv_cache_load": [c_void_p, c_char_p, POINTER(c_void_p)],
+    "intfa_rotary_create": [POINTER(RotaryAngles), POINTER(c_void_p)],
+    "intfa_rotary_apply": [c_void_p, POINTER(Tensor), c_int64, POINTER(Tensor)],
 }
 
 LIBRARY_NAME = "libint_flash_attention.so"
@@ -239,7 +265,12 @@ def _load() -> ctypes.CDLL:
     loaded.intfa_version.argtypes = []
     loaded.intfa_last_error.restype = c_char_p
     loaded.intfa_last_error.argtypes = []
-    for name in ("intfa_plan_destroy", "intfa_kv_pool_destroy", "intfa_kv_cache_destroy"):
+    for name in (
+        "intfa_plan_destroy",
+        "intfa_kv_pool_destroy",
+        "intfa_kv_cache_destroy",
+        "intfa_rotary_destroy",
+    ):
         function = getattr(loaded, name)
         function.restype = None
         function.argtypes = [c_void_p]
@@ -284,6 +315,7 @@ def options(
     right: Optional[int],
     scale: Optional[float],
     softcap: Optional[float],
+    blocks: Optional[VisibleBlocks] = None,
 ) -> Options:
     """Options with a window of keys around a query's own; None is unlimited, twice None is every key."""
     if left is None and right is None:
@@ -299,6 +331,7 @@ def options(
         softcap=None if softcap is None else pointer(c_float(softcap)),
         window_left=pointer(c_int64(left)) if sliding and left is not None else None,
         window_right=pointer(c_int64(right)) if sliding and right is not None else None,
+        blocks=pointer(blocks),
     )
 
 

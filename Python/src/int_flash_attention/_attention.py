@@ -7,6 +7,7 @@ import functools
 from typing import Any, Literal, Optional, Sequence, Tuple, TypeVar, overload
 
 from . import _abi
+from ._blocks import VisibleBlocks, block_struct
 from ._errors import InvalidArgumentError, ShapeMismatchError
 from ._gpu import GPU, enqueue, gpu_of, refuse
 from ._tensors import MASKS, Operand, empty, operand
@@ -32,6 +33,7 @@ def attention(
     return_lse: Literal[False] = ...,
     alibi_slopes: Optional[Any] = ...,
     sinks: Optional[Any] = ...,
+    blocks: Optional[VisibleBlocks] = ...,
     threads: Optional[int] = ...,
 ) -> Array: ...
 
@@ -52,6 +54,7 @@ def attention(
     return_lse: Literal[True],
     alibi_slopes: Optional[Any] = ...,
     sinks: Optional[Any] = ...,
+    blocks: Optional[VisibleBlocks] = ...,
     threads: Optional[int] = ...,
 ) -> Tuple[Array, Array]: ...
 
@@ -71,6 +74,7 @@ def attention(
     return_lse: bool = False,
     alibi_slopes: Optional[Any] = None,
     sinks: Optional[Any] = None,
+    blocks: Optional[VisibleBlocks] = None,
     threads: Optional[int] = None,
 ) -> Any:
     """Scaled dot-product attention, softmax(scale · q kᵀ) v, with quantised operands.
@@ -114,6 +118,8 @@ def attention(
         return_lse: whether to return the log-sum-exp of the logits too.
         alibi_slopes: ``[Hq]`` or ``[B, Hq]``: slope · distance is subtracted from the logits.
         sinks: ``[Hq]`` or ``[B, Hq]``: the logit of a token without value.
+        blocks: block-sparse attention, beside the mask: a key is seen where both let it. As many query
+            blocks as Nq has.
         threads: how many threads may compute; None is one per physical core.
 
     Returns:
@@ -154,6 +160,7 @@ def attention(
         right=right,
         scale=scale,
         softcap=softcap,
+        blocks=blocks,
         precision=precision,
         threads=threads,
     )
@@ -216,6 +223,7 @@ def run(
     right: Optional[int] = None,
     scale: Optional[float] = None,
     softcap: Optional[float] = None,
+    blocks: Optional[VisibleBlocks] = None,
     precision: str = "int8",
     threads: Optional[int] = None,
 ) -> None:
@@ -250,7 +258,13 @@ def run(
         _abi.library.intfa_attention(
             operands,
             name_bytes(precision),
-            _abi.options(left=left, right=right, scale=scale, softcap=softcap),
+            _abi.options(
+                left=left,
+                right=right,
+                scale=scale,
+                softcap=softcap,
+                blocks=block_struct(blocks),
+            ),
             _abi.backend(threads),
         )
     )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import os
 import threading
 import weakref
-from typing import Any, Iterable, Iterator, Optional, Sequence
+from typing import Any, Optional, Sequence, Union
 
 from . import _abi
-from ._attention import Window, name_bytes, optional, tensor_pointer, window_sides
+from ._attention import Window, name_bytes, optional, window_sides
+from ._blocks import VisibleBlocks
+from ._cache_run import run
 from ._errors import InvalidArgumentError, ShapeMismatchError
-from ._tensors import MASKS, Operand, empty, operand
+from ._rotary import RotaryEmbedding, rotary_handle
+from ._tensors import MASKS, empty, operand
+
+Path = Union[str, "os.PathLike[str]"]
 
 
 class KVPool:
@@ -93,6 +98,8 @@ class KVPool:
         attn_mask: Optional[Any] = None,
         alibi_slopes: Optional[Any] = None,
         sinks: Optional[Any] = None,
+        blocks: Optional[VisibleBlocks] = None,
+        rotary: Optional[RotaryEmbedding] = None,
         return_lse: bool = False,
     ) -> Any:
         """Attention of the last tokens of several sequences, prefill and decoding mixed.
@@ -114,6 +121,9 @@ class KVPool:
                 query, a column a token of its sequence, and L at least the tokens of the longest.
             alibi_slopes: ``[Hq]`` or ``[sequences, Hq]``: slope · distance is subtracted from the logits.
             sinks: ``[Hq]`` or ``[sequences, Hq]``: the logit of a token without value.
+            blocks: block-sparse attention, beside the mask. Blocks count positions from the first token
+                of a sequence; there may be more than there are tokens yet.
+            rotary: turns queries by their positions; None where they have been turned.
             return_lse: whether to return the log-sum-exp too.
 
         Raises:
@@ -128,7 +138,8 @@ class KVPool:
         lse = empty(query.shape[:2], "float32", q) if return_lse else None
         if offsets is None:
             offsets = range(len(caches) + 1)
-        self.run(
+        run(
+            self,
             query,
             caches,
             offsets,
@@ -140,51 +151,26 @@ class KVPool:
             mask=optional(attn_mask, "attn_mask", MASKS),
             alibi_slopes=optional(alibi_slopes, "alibi_slopes"),
             sinks=optional(sinks, "sinks"),
+            blocks=blocks,
+            rotary=rotary,
         )
         return output if lse is None else (output, lse)
 
-    def run(
-        self,
-        query: Operand,
-        caches: Sequence[KVCache],
-        offsets: Iterable[int],
-        output: Operand,
-        *,
-        lse: Optional[Operand] = None,
-        scale: Optional[float] = None,
-        sides: Window = (None, 0),
-        softcap: Optional[float] = None,
-        mask: Optional[Operand] = None,
-        alibi_slopes: Optional[Operand] = None,
-        sinks: Optional[Operand] = None,
-    ) -> None:
-        """Calls the library; for the adapters."""
-        numbers = list(offsets)
-        if len(numbers) != len(caches) + 1:
-            raise InvalidArgumentError(
-                f"offsets are {len(numbers)}; for {len(caches)} caches they must be {len(caches) + 1}"
-            )
-        handles = (ctypes.c_void_p * len(caches))(*(cache._handle.value for cache in caches))
-        operands = _abi.KVOperands(
-            query=_abi.pointer(_abi.tensor(query)),
-            output=_abi.pointer(_abi.tensor(output)),
-            log_sum_exp=None if lse is None else _abi.pointer(_abi.tensor(lse)),
-            caches=handles,
-            cache_count=len(caches),
-            offsets=(ctypes.c_int64 * len(numbers))(*numbers),
-            mask=tensor_pointer(mask),
-            alibi_slopes=tensor_pointer(alibi_slopes),
-            sinks=tensor_pointer(sinks),
-        )
-        left, right = sides
-        with _locked(caches):
-            _abi.check(
-                _abi.library.intfa_kv_cache_run(
-                    self._handle,
-                    operands,
-                    _abi.options(left=left, right=right, scale=scale, softcap=softcap),
-                )
-            )
+    def load(self, path: Path) -> KVCache:
+        """A sequence with the tokens of a file that :meth:`KVCache.save` has written.
+
+        Attention over it, also after more tokens, has the bits of the cache that was saved. The pool has
+        the precision and the sizes of that cache; its page length may be another.
+
+        Raises:
+            FileFailureError: the file cannot be opened.
+            MalformedFileError: it is damaged, or no cache.
+            ShapeMismatchError: the pool has another precision or other sizes.
+            OutOfPagesError: the pool has too few pages.
+        """
+        handle = ctypes.c_void_p()
+        _abi.check(_abi.library.intfa_kv_cache_load(self._handle, _path_bytes(path), handle))
+        return KVCache._adopting(self, handle)
 
 
 class KVCache:
@@ -233,6 +219,12 @@ class KVCache:
         _abi.check(_abi.library.intfa_kv_cache_create(pool._handle, handle))
         self._adopt(pool, handle)
 
+    @classmethod
+    def _adopting(cls, pool: KVPool, handle: ctypes.c_void_p) -> KVCache:
+        cache = cls.__new__(cls)
+        cache._adopt(pool, handle)
+        return cache
+
     def _adopt(self, pool: KVPool, handle: ctypes.c_void_p) -> None:
         self.pool = pool
         self._handle = handle
@@ -246,19 +238,44 @@ class KVCache:
             _abi.check(_abi.library.intfa_kv_cache_count(self._handle, count))
         return count.value
 
-    def append(self, k: Any, v: Any) -> None:
+    @property
+    def first_position(self) -> int:
+        """Position of the first token, for rotary embeddings: 0 unless set.
+
+        Other than 0 where the cache begins in the middle of a text: token i stands at
+        ``first_position`` + i.
+        """
+        position = ctypes.c_int64()
+        with self._lock:
+            _abi.check(_abi.library.intfa_kv_cache_get_first_position(self._handle, position))
+        return position.value
+
+    @first_position.setter
+    def first_position(self, position: int) -> None:
+        with self._lock:
+            _abi.check(_abi.library.intfa_kv_cache_set_first_position(self._handle, position))
+
+    def append(self, k: Any, v: Any, *, rotary: Optional[RotaryEmbedding] = None) -> None:
         """Appends n tokens: k ``[Hkv, n, D]``, v ``[Hkv, n, Dv]``.
+
+        Args:
+            k: keys.
+            v: values.
+            rotary: turns keys by their positions; None where they have been turned.
 
         Raises:
             OutOfPagesError: the pool is full.
             AttentionError: shapes, types or values; after any error the cache is as it was.
         """
+        # Names, not only values: what was copied must live until the call is over.
         key, value = operand(k, "k"), operand(v, "v")
+        embedding = rotary_handle(rotary)
+        arguments = [self._handle, _abi.tensor(key), _abi.tensor(value)]
         with self._lock:
             _abi.check(
-                _abi.library.intfa_kv_cache_append(
-                    self._handle, _abi.tensor(key), _abi.tensor(value)
-                )
+                _abi.library.intfa_kv_cache_append(*arguments)
+                if embedding is None
+                else _abi.library.intfa_kv_cache_append_rotary(*arguments, embedding)
             )
 
     def truncate(self, count: int) -> None:
@@ -275,9 +292,19 @@ class KVCache:
         handle = ctypes.c_void_p()
         with self._lock:
             _abi.check(_abi.library.intfa_kv_cache_fork(self._handle, handle))
-        fork = KVCache.__new__(KVCache)
-        fork._adopt(self.pool, handle)
-        return fork
+        return KVCache._adopting(self.pool, handle)
+
+    def save(self, path: Path) -> None:
+        """Writes the tokens, exactly as they are stored, to a .safetensors file.
+
+        The file appears whole or not at all; :meth:`KVPool.load` reads it.
+
+        Raises:
+            FileFailureError: the file cannot be written.
+        """
+        name = _path_bytes(path)
+        with self._lock:
+            _abi.check(_abi.library.intfa_kv_cache_save(self._handle, name))
 
     def attention(
         self,
@@ -290,6 +317,8 @@ class KVCache:
         attn_mask: Optional[Any] = None,
         alibi_slopes: Optional[Any] = None,
         sinks: Optional[Any] = None,
+        blocks: Optional[VisibleBlocks] = None,
+        rotary: Optional[RotaryEmbedding] = None,
         return_lse: bool = False,
     ) -> Any:
         """Attention of the last tokens, whose keys and values are in the cache already.
@@ -315,14 +344,19 @@ class KVCache:
             attn_mask=attn_mask,
             alibi_slopes=alibi_slopes,
             sinks=sinks,
+            blocks=blocks,
+            rotary=rotary,
             return_lse=return_lse,
         )
 
 
-@contextlib.contextmanager
-def _locked(caches: Iterable[KVCache]) -> Iterator[None]:
-    """Holds the locks of all caches, taken in one order so that two calls cannot wait for each other."""
-    with contextlib.ExitStack() as held:
-        for cache in sorted(set(caches), key=id):
-            held.enter_context(cache._lock)
-        yield
+def _path_bytes(path: Path) -> bytes:
+    """A path as the library takes it.
+
+    Raises:
+        InvalidArgumentError: a zero in it, where C would end it.
+    """
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise InvalidArgumentError(f"path is {path!r}; it must not contain a zero")
+    return name

@@ -55,6 +55,14 @@ class OutOfPagesError(AttentionError, RuntimeError):
     """A cache is full."""
 
 
+class FileFailureError(AttentionError, OSError):
+    """A file cannot be opened, read or written."""
+
+
+class MalformedFileError(AttentionError, ValueError):
+    """A file is damaged, of another kind or version, or has sizes that cannot be read."""
+
+
 class InternalError(AttentionError, RuntimeError):
     """An error of the library itself; please report it."""
 

@@ -13,6 +13,7 @@ from transformers.cache_utils import (
 )
 
 from ._cache import KVCache, KVPool
+from ._cache_run import run
 from ._errors import InvalidArgumentError, UnsupportedError
 from ._tensors import operand
 from ._transformers_mask import Pattern
@@ -166,7 +167,8 @@ class IntFlashLayer(CacheLayerMixin):
             some = len(used) < batch
             packed = (query[used] if some else query)[:, :, 0].transpose(0, 1)
             result = output[used] if some else output
-            self.pool.run(
+            run(
+                self.pool,
                 operand(packed, "query"),
                 [self.rows[b] for b in used],
                 range(len(used) + 1),
@@ -183,7 +185,8 @@ class IntFlashLayer(CacheLayerMixin):
             rows, result = query[b][:, chosen], output[b][chosen]
             if rows.shape[1] == 0:
                 continue
-            self.pool.run(
+            run(
+                self.pool,
                 operand(rows, "query"),
                 [self.rows[b]],
                 [0, rows.shape[1]],

@@ -14,8 +14,8 @@
    Memory. The caller owns all tensors and strings that it passes; they are read during the call
    only, those of int_flash_attention/gpu.h until the stream has come past it. Handles are destroyed by their functions, which accept NULL.
 
-   Threads. Any function may be called from any thread. A plan and a pool may be used by several
-   threads at once, a cache by one at a time. */
+   Threads. Any function may be called from any thread. A plan, a pool and a rotary embedding may be
+   used by several threads at once, a cache by one at a time. */
 #ifndef INT_FLASH_ATTENTION_H
 #define INT_FLASH_ATTENTION_H
 
@@ -24,6 +24,7 @@
 #include "int_flash_attention/information.h"
 #include "int_flash_attention/kv_cache.h"
 #include "int_flash_attention/quantization.h"
+#include "int_flash_attention/rotary.h"
 #include "int_flash_attention/types.h"
 
 #endif

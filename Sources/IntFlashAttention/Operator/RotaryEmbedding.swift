@@ -58,7 +58,7 @@ public struct RotaryEmbedding: Sendable {
   /// The usual angles: φ = position · base^(−2p / R), computed in Double and rounded once.
   ///
   /// - Parameters:
-  ///   - rotaryDimension: R, even and at least 2; D for all channels of a head.
+  ///   - rotaryDimension: R, even, 2…256; D for all channels of a head.
   ///   - positionCount: positions that are needed: the longest sequence.
   ///   - base: theta of the model, positive.
   ///   - style: which channels form pairs.
@@ -72,18 +72,31 @@ public struct RotaryEmbedding: Sendable {
     guard base > 0, base.isFinite else {
       throw AttentionError(.invalidArgument, "base is \(base); it must be positive and finite")
     }
-    guard rotaryDimension >= 2, rotaryDimension.isMultiple(of: 2) else {
+    guard (2...Self.largestDimension).contains(rotaryDimension), rotaryDimension.isMultiple(of: 2)
+    else {
       throw AttentionError(
         .invalidArgument,
-        "rotaryDimension is \(rotaryDimension); it must be even and at least 2"
+        "rotaryDimension is \(rotaryDimension); it must be even, between 2 and "
+          + "\(Self.largestDimension)"
       )
     }
+    try Self.check(positionCount: positionCount)
     let pairs = rotaryDimension / 2
     let frequencies = (0..<pairs).map { pow(base, -Double(2 * $0) / Double(rotaryDimension)) }
-    try self.init(positionCount: positionCount, pairs: pairs, style: style) { position, pair in
-      let angle = Double(position) * frequencies[pair]
-      return (Float(cos(angle)), Float(sin(angle)))
+    let cosines = try Tensor(.float32, shape: [positionCount, pairs])
+    let sines = try Tensor(.float32, shape: [positionCount, pairs])
+    let (cosine, sine) = unsafe (
+      cosines.storage.assumingMemoryBound(to: Float.self),
+      sines.storage.assumingMemoryBound(to: Float.self)
+    )
+    for position in 0..<positionCount {
+      for pair in 0..<pairs {
+        let angle = Double(position) * frequencies[pair]
+        let index = position * pairs + pair
+        unsafe (cosine[index], sine[index]) = (Float(cos(angle)), Float(sin(angle)))
+      }
     }
+    self.init(cosines, sines, style)
   }
 
   /// Given tables, for angles or magnitudes of another kind.
@@ -115,27 +128,27 @@ public struct RotaryEmbedding: Sendable {
         )
       }
     }
-    let (cosineValues, sineValues) = (cosines.copyFloats(), sines.copyFloats())
-    let pairs = cosines.shape[1]
-    for (name, values) in [("cosines", cosineValues), ("sines", sineValues)] {
-      guard let bad = values.firstIndex(where: { !$0.isFinite }) else { continue }
+    try Self.check(positionCount: cosines.shape[0])
+    guard (1...Self.largestDimension / 2).contains(cosines.shape[1]) else {
       throw AttentionError(
-        .nonFiniteInput,
-        "\(name) at position \(bad / pairs), pair \(bad % pairs) is \(values[bad]); tables must be "
-          + "finite"
+        .invalidArgument,
+        "tables have \(cosines.shape[1]) pairs of channels; it must be between 1 and "
+          + "\(Self.largestDimension / 2)"
       )
     }
-    try self.init(positionCount: cosines.shape[0], pairs: pairs, style: style) { position, pair in
-      (cosineValues[position * pairs + pair], sineValues[position * pairs + pair])
-    }
+    self.init(try Self.table("cosines", cosines), try Self.table("sines", sines), style)
   }
 
-  private init(
-    positionCount: Int,
-    pairs: Int,
-    style: Style,
-    _ entry: (_ position: Int, _ pair: Int) -> (cosine: Float, sine: Float)
-  ) throws(AttentionError) {
+  private init(_ cosines: consuming Tensor, _ sines: consuming Tensor, _ style: Style) {
+    self.style = style
+    rotaryDimension = 2 * cosines.shape[1]
+    positionCount = cosines.shape[0]
+    tables = Tables(cosines: cosines, sines: sines)
+  }
+
+  private static let largestDimension = AttentionShape.supportedDimensions.upperBound
+
+  private static func check(positionCount: Int) throws(AttentionError) {
     let largest = AttentionShape.largestLength
     guard positionCount >= 1, positionCount <= largest else {
       throw AttentionError(
@@ -143,46 +156,46 @@ public struct RotaryEmbedding: Sendable {
         "positionCount is \(positionCount); it must be between 1 and \(largest)"
       )
     }
-    guard pairs >= 1 else {
-      throw AttentionError(
-        .invalidArgument,
-        "tables have no pair of channels; they need at least 1"
-      )
-    }
-    let cosines = try Tensor(.float32, shape: [positionCount, pairs])
-    let sines = try Tensor(.float32, shape: [positionCount, pairs])
-    let (cosine, sine) = unsafe (
-      cosines.storage.assumingMemoryBound(to: Float.self),
-      sines.storage.assumingMemoryBound(to: Float.self)
-    )
-    for position in 0..<positionCount {
-      for pair in 0..<pairs {
-        let index = position * pairs + pair
-        unsafe (cosine[index], sine[index]) = entry(position, pair)
+  }
+
+  /// A finite copy of [positions, pairs] in float32.
+  private static func table(
+    _ name: String,
+    _ view: borrowing TensorView
+  ) throws(AttentionError) -> Tensor {
+    let table = try Tensor(.float32, shape: view.shape)
+    let values = unsafe table.storage.assumingMemoryBound(to: Float.self)
+    let pairs = view.shape[1]
+    for index in 0..<view.count {
+      let (position, pair) = index.quotientAndRemainder(dividingBy: pairs)
+      let value = view.float(atOffset: position * view.strides[0] + pair * view.strides[1])
+      guard value.isFinite else {
+        throw AttentionError(
+          .nonFiniteInput,
+          "\(name) at position \(position), pair \(pair) is \(value); tables must be finite"
+        )
       }
+      unsafe values[index] = value
     }
-    self.style = style
-    rotaryDimension = 2 * pairs
-    self.positionCount = positionCount
-    tables = Tables(cosines: cosines, sines: sines)
+    return table
   }
 
   // MARK: Definition
 
-  /// Turns the row that begins at `start`: the definition, which kernels match bit for bit.
-  private func turn(_ values: inout [Float], from start: Int, position: Int) {
+  /// Turns a row: the definition, which kernels match bit for bit.
+  private func turn(_ row: UnsafeMutablePointer<Float>, position: Int) {
     let pairs = rotaryDimension / 2
     for pair in 0..<pairs {
       let (first, second) =
         switch style {
-        case .interleaved: (start + 2 * pair, start + 2 * pair + 1)
-        case .halfSplit: (start + pair, start + pairs + pair)
+        case .interleaved: (2 * pair, 2 * pair + 1)
+        case .halfSplit: (pair, pairs + pair)
         }
-      let (x, y) = (values[first], values[second])
+      let (x, y) = unsafe (row[first], row[second])
       let cosine = unsafe tables.cosine[position * pairs + pair]
       let sine = unsafe tables.sine[position * pairs + pair]
-      values[first] = x * cosine - y * sine
-      values[second] = y * cosine + x * sine
+      unsafe row[first] = x * cosine - y * sine
+      unsafe row[second] = y * cosine + x * sine
     }
   }
 
@@ -195,26 +208,44 @@ public struct RotaryEmbedding: Sendable {
   /// - Throws: `AttentionError` with code `.invalidArgument`, `.shapeMismatch`,
   ///   `.unsupportedElementType` or `.outOfMemory`.
   public func apply(to rows: TensorView, firstPosition: Int = 0) throws(AttentionError) -> Tensor {
-    let tokens = try rows.operand().shape[2]
-    return try apply(to: rows, positions: (0..<tokens).map { firstPosition + $0 })
+    let operand = try rows.operand()
+    try check(dimension: operand.shape[3], positions: firstPosition, count: operand.shape[2])
+    return try turned(operand, shape: rows.shape) { firstPosition + $0 }
   }
 
   /// The same for tokens at any positions, one for each.
   package func apply(to rows: TensorView, positions: [Int]) throws(AttentionError) -> Tensor {
     let operand = try rows.operand()
-    guard operand.elementType.isFloatingPointOperand else {
+    for position in positions {
+      try check(dimension: operand.shape[3], positions: position, count: 1)
+    }
+    return try turned(operand, shape: rows.shape) { positions[$0] }
+  }
+
+  private func turned(
+    _ rows: borrowing TensorView,
+    shape: [Int],
+    _ position: (_ token: Int) -> Int
+  ) throws(AttentionError) -> Tensor {
+    guard rows.elementType.isFloatingPointOperand else {
       throw AttentionError(
         .unsupportedElementType,
-        "rows are \(operand.elementType.rawValue); they must be float32, float16 or bfloat16"
+        "rows are \(rows.elementType.rawValue); they must be float32, float16 or bfloat16"
       )
     }
-    let dimension = operand.shape[3]
-    for position in positions { try check(dimension: dimension, positions: position, count: 1) }
-    var values = operand.copyFloats()
-    for index in 0..<values.count / max(dimension, 1) {
-      turn(&values, from: index * dimension, position: positions[index % positions.count])
+    let result = try Tensor(.float32, shape: shape)
+    let values = unsafe result.storage.assumingMemoryBound(to: Float.self)
+    let (tokens, dimension, step) = (rows.shape[2], rows.shape[3], rows.strides[3])
+    var row = 0
+    rows.forEachRow { offset in
+      let target = unsafe values + row * dimension
+      for channel in 0..<dimension {
+        unsafe target[channel] = rows.float(atOffset: offset + channel * step)
+      }
+      unsafe turn(target, position: position(row % tokens))
+      row += 1
     }
-    return try Tensor(values, shape: rows.shape)
+    return result
   }
 
   /// Whether the tables have `count` positions from `first` on, and heads enough channels.

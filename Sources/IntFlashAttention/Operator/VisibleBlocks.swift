@@ -24,8 +24,8 @@ public struct VisibleBlocks: Hashable, Sendable {
   ///   - queryBlockLength: query rows of a block.
   ///   - keyBlockLength: keys of a block.
   ///   - visible: for every query block the key blocks that it sees, in any order.
-  /// - Throws: `AttentionError` with code `.invalidArgument` for a length below 1, a negative block or
-  ///   one that is named twice.
+  /// - Throws: `AttentionError` with code `.invalidArgument` for a length below 1, a block that no
+  ///   sequence has or one that is named twice.
   public init(
     queryBlockLength: Int,
     keyBlockLength: Int,
@@ -40,11 +40,13 @@ public struct VisibleBlocks: Hashable, Sendable {
       )
     }
     let sorted = visible.map { $0.sorted() }
+    let largest = AttentionShape.largestLength / keyBlockLength
     for (row, blocks) in sorted.enumerated() {
-      if let first = blocks.first, first < 0 {
+      for block in [blocks.first, blocks.last].compactMap(\.self)
+      where !(0...largest).contains(block) {
         throw AttentionError(
           .invalidArgument,
-          "blocks: query block \(row) sees key block \(first); it must be at least 0"
+          "blocks: query block \(row) sees key block \(block); it must be between 0 and \(largest)"
         )
       }
       for (a, b) in zip(blocks, blocks.dropFirst()) where a == b {

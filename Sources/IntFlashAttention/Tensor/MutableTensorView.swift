@@ -68,6 +68,25 @@ public struct MutableTensorView: ~Escapable, ~Copyable {
     }
   }
 
+  /// A range of one dimension, in place of this view.
+  ///
+  /// - Precondition: the dimension exists and has the range.
+  @_lifetime(copy self)
+  package consuming func part(_ range: Range<Int>, ofDimension axis: Int) -> MutableTensorView {
+    precondition(range.lowerBound >= 0 && range.upperBound <= shape[axis], "range inside the shape")
+    var sizes = shape
+    sizes[axis] = range.count
+    return unsafe _overrideLifetime(
+      MutableTensorView(
+        unsafeBase: base + range.lowerBound * strides[axis] * elementType.bitWidth / 8,
+        elementType: elementType,
+        shape: sizes,
+        strides: strides
+      ),
+      copying: self
+    )
+  }
+
   /// Writes `value`, rounded to the element type, `offset` elements after the first.
   ///
   /// Integers saturate.

@@ -15,12 +15,22 @@ extension TensorView {
         "tokens \(range) of sequence \(batch) are not in shape \(shape)"
       )
     }
-    let offset = batch * strides[0] + range.lowerBound * strides[2]
+    return part(batch..<batch + 1, ofDimension: 0).part(range, ofDimension: 2)
+  }
+
+  /// A range of one dimension.
+  ///
+  /// - Precondition: the dimension exists and has the range.
+  @_lifetime(copy self)
+  package func part(_ range: Range<Int>, ofDimension axis: Int) -> TensorView {
+    precondition(range.lowerBound >= 0 && range.upperBound <= shape[axis], "range inside the shape")
+    var shape = shape
+    shape[axis] = range.count
     return unsafe _overrideLifetime(
       TensorView(
-        unsafeBase: base + offset * elementType.bitWidth / 8,
+        unsafeBase: base + range.lowerBound * strides[axis] * elementType.bitWidth / 8,
         elementType: elementType,
-        shape: [1, shape[1], range.count, shape[3]],
+        shape: shape,
         strides: strides
       ),
       copying: self

@@ -48,13 +48,34 @@ struct Additions: ~Copyable {
     return try mask.permuted([2, 1, 0, 3])
   }
 
-  /// The mask of one sequence of [B, Hq, Nq, Nk].
+  /// Query rows of the mask of one sequence of [B, Hq, Nq, Nk].
   ///
-  /// - Throws: `AttentionError` where there is no such sequence.
+  /// - Throws: `AttentionError` for a mask that does not broadcast.
   @_lifetime(borrow self)
-  func mask(ofBatch batch: Int) throws(AttentionError) -> TensorView? {
-    guard let mask = maskView, mask.rank == 4, mask.shape[0] > 1 else { return maskView }
-    return try mask.tokens(0..<mask.shape[2], ofBatch: batch)
+  func mask(
+    ofBatch batch: Int,
+    rows: Range<Int>,
+    _ shape: AttentionShape
+  ) throws(AttentionError) -> TensorView? {
+    guard var mask = maskView else { return nil }
+    if mask.rank == 4, mask.shape[0] > 1 {
+      guard mask.shape[0] == shape.batchCount else {
+        throw AttentionError(
+          .shapeMismatch,
+          "mask has shape \(mask.shape), but there are \(shape.batchCount) sequences"
+        )
+      }
+      mask = mask.part(batch..<batch + 1, ofDimension: 0)
+    }
+    guard mask.rank >= 2, mask.shape[mask.rank - 2] != 1 else { return mask }
+    guard mask.shape[mask.rank - 2] == shape.queryLength else {
+      throw AttentionError(
+        .shapeMismatch,
+        "mask has shape \(mask.shape); it must have 1 row or those of the \(shape.queryLength) "
+          + "queries"
+      )
+    }
+    return mask.part(rows, ofDimension: mask.rank - 2)
   }
 
   /// The sinks of one sequence, [Hq], without elements where there are none.

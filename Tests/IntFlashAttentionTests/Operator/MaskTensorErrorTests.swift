@@ -89,7 +89,8 @@ import Testing
     arguments: [
       (0, 64, [[0]], .invalidArgument), (64, 0, [[0]], .invalidArgument),
       (64, 64, [[-1], []], .invalidArgument), (64, 64, [[1, 1], []], .invalidArgument),
-      (64, 64, [[0]], .shapeMismatch), (64, 64, [[3], []], .shapeMismatch),
+      (64, 64, [[Int.max], []], .invalidArgument), (64, 64, [[0]], .shapeMismatch),
+      (64, 64, [[3], []], .shapeMismatch),
     ] as [(Int, Int, [[Int]], AttentionError.Code)]
   )
   func refusesBlocks(

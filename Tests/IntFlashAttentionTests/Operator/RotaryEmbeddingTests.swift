@@ -125,11 +125,26 @@ import Darwin
     #expect(tables(good, short) == .shapeMismatch)
     #expect(tables(good, codes) == .unsupportedElementType)
     #expect(tables(good, bad) == .nonFiniteInput)
-    for (channels, positions, base) in [(3, 1, 10.0), (0, 1, 10), (2, 0, 10), (2, 1, 0)] {
+    for (channels, positions, base) in [
+      (3, 1, 10.0), (0, 1, 10), (258, 1, 10), (Int.max - 1, 1, 10), (2, 0, 10), (2, Int.max, 10),
+      (2, 1, 0),
+    ] {
       let found = code { () throws(AttentionError) in
         _ = try RotaryEmbedding(rotaryDimension: channels, positionCount: positions, base: base)
       }
       #expect(found == .invalidArgument, "\(channels), \(positions), \(base)")
+    }
+  }
+
+  @Test(arguments: [-1, Int.min, 8, Int.max])
+  func positionsBeyondTheTablesAreRefused(_ first: Int) throws {
+    let embedding = try RotaryEmbedding(rotaryDimension: 4, positionCount: 9)
+    let rows = try Tensor(.float32, shape: [1, 2, 4])
+    do {
+      _ = try embedding.apply(to: rows.view, firstPosition: first)
+      Issue.record("position \(first) is not there")
+    } catch {
+      #expect(error.code == .invalidArgument)
     }
   }
 }

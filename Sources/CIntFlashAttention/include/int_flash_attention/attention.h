@@ -28,7 +28,7 @@ typedef struct intfa_visible_blocks {
   uint32_t reserved;
   int64_t query_block_length;
   int64_t key_block_length;
-  /* Nq / query_block_length, rounded up. */
+  /* Nq / query_block_length, rounded up; for caches see intfa_kv_cache_run. */
   int64_t query_block_count;
   /* Query block i sees the key blocks visible[offsets[i]] to visible[offsets[i + 1] - 1], in any
      order; offsets has query_block_count + 1 entries from 0, none smaller than the one before. */

@@ -3,6 +3,7 @@
 #define INT_FLASH_ATTENTION_KV_CACHE_H
 
 #include "attention.h"
+#include "rotary.h"
 #include "types.h"
 
 INTFA_BEGIN_DECLARATIONS
@@ -65,6 +66,16 @@ intfa_status intfa_kv_cache_create(intfa_kv_pool *pool, intfa_kv_cache **cache);
 intfa_status intfa_kv_cache_append(intfa_kv_cache *cache, const intfa_tensor *key,
                                    const intfa_tensor *value);
 
+/* As intfa_kv_cache_append, with keys that get their positions on the way: token i of the sequence
+   stands at the first position + i. What is stored is what intfa_rotary_apply gives. */
+intfa_status intfa_kv_cache_append_rotary(intfa_kv_cache *cache, const intfa_tensor *key,
+                                          const intfa_tensor *value, const intfa_rotary *rotary);
+
+/* Position of the first token, for rotary embeddings: 0, unless the cache begins in the middle of a
+   text. What is in the cache stays as it is. */
+intfa_status intfa_kv_cache_set_first_position(intfa_kv_cache *cache, int64_t position);
+intfa_status intfa_kv_cache_get_first_position(const intfa_kv_cache *cache, int64_t *position);
+
 /* Another sequence with the same tokens, which shares all pages until one of the two appends. */
 intfa_status intfa_kv_cache_fork(const intfa_kv_cache *cache, intfa_kv_cache **fork);
 
@@ -73,6 +84,16 @@ intfa_status intfa_kv_cache_truncate(intfa_kv_cache *cache, int64_t count);
 
 /* Tokens in the cache. */
 intfa_status intfa_kv_cache_count(const intfa_kv_cache *cache, int64_t *count);
+
+/* Writes the tokens, exactly as they are stored, to a .safetensors file, which appears whole or not
+   at all. path: UTF-8. Backend "cpu" only. */
+intfa_status intfa_kv_cache_save(const intfa_kv_cache *cache, const char *path);
+
+/* A sequence with the tokens of a file, whose bits are those of the cache that was saved, also
+   after more tokens. The pool has the precision and sizes of the file; its page length and
+   instruction set may be others. INTFA_FILE_FAILURE, INTFA_MALFORMED_FILE, INTFA_SHAPE_MISMATCH
+   where the pool does not fit, or INTFA_OUT_OF_PAGES; then the pool is as it was. */
+intfa_status intfa_kv_cache_load(intfa_kv_pool *pool, const char *path, intfa_kv_cache **cache);
 
 /* Its pages go back to the pool. */
 void intfa_kv_cache_destroy(intfa_kv_cache *cache);
@@ -100,11 +121,17 @@ typedef struct intfa_kv_operands {
   /* [Hq] or [cache_count, Hq], as in intfa_operands; NULL is none. */
   const intfa_tensor *alibi_slopes;
   const intfa_tensor *sinks;
+  /* Turns queries by their positions, as intfa_kv_cache_append_rotary turns keys. NULL is none. */
+  const intfa_rotary *rotary;
 } intfa_kv_operands;
 
 /* Attention of the last tokens of sequences, whose keys and values are in their caches. All caches
    are of this pool. options: NULL is causal with the other defaults. The bits of a row do not
-   depend on what else is in the call. */
+   depend on what else is in the call.
+
+   Blocks of the options count positions from the first token of a sequence: query block i has the
+   positions from i * query_block_length on. There are lists for the positions of all queries; there
+   may be more, of which none is read, and lists may name keys that are still to come. */
 intfa_status intfa_kv_cache_run(const intfa_kv_pool *pool, const intfa_kv_operands *operands,
                                 const intfa_options *options);
 

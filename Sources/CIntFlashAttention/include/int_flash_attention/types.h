@@ -41,7 +41,11 @@ enum {
   /* A GPU, its driver or its compiler reported a failure. */
   INTFA_DEVICE_FAILURE = 10,
   /* A pool of cached tokens has too few free pages. */
-  INTFA_OUT_OF_PAGES = 11
+  INTFA_OUT_OF_PAGES = 11,
+  /* A file cannot be opened, read or written. */
+  INTFA_FILE_FAILURE = 12,
+  /* A file is damaged, of another kind or version, or has sizes that cannot be read. */
+  INTFA_MALFORMED_FILE = 13
 };
 
 /* Why the last failed call of this thread failed: it names the argument, its value and the rule.
