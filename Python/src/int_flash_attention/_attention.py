@@ -143,7 +143,13 @@ def attention(
         )
     gpu = gpu_of(q, q=query, k=key, v=value)
     if gpu is not None:
-        refuse(attn_mask=attn_mask, alibi_slopes=alibi_slopes, sinks=sinks, threads=threads)
+        refuse(
+            attn_mask=attn_mask,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+            blocks=blocks,
+            threads=threads,
+        )
     output = empty((*query.shape[:-1], value.shape[-1]), query.element_type, q)
     lse = empty(query.shape[:-1], "float32", q) if return_lse else None
     run(

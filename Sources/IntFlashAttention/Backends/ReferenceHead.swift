@@ -191,7 +191,13 @@ struct ReferenceHead: Sendable {
           for start in stride(from: begin, to: end, by: part) {
             let piece = seen.clamped(to: start..<min(start + part, end))
             let tile = start..<start + part
-            accumulate(row, piece, sumsCodes: false, refined: tile.ends(at: seenEnd), into: &partial)
+            accumulate(
+              row,
+              piece,
+              sumsCodes: false,
+              refined: tile.ends(at: seenEnd),
+              into: &partial
+            )
           }
         } else {
           let isLast = (begin..<begin + length).ends(at: seenEnd)
@@ -332,5 +338,7 @@ struct ReferenceHead: Sendable {
 
 extension Range<Int> {
   /// Whether the last key before `end` is one of these.
-  fileprivate func ends(at end: Int?) -> Bool { end.map { lowerBound < $0 && $0 <= upperBound } ?? false }
+  fileprivate func ends(at end: Int?) -> Bool {
+    end.map { lowerBound < $0 && $0 <= upperBound } ?? false
+  }
 }

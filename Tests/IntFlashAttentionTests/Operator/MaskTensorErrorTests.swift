@@ -136,8 +136,9 @@ import Testing
     #expect(Alibi.slopes(headCount: 1) == [0x1p-8])
   }
 
-  /// A mask in other words gives the same bits: tiles are cut where they are cut without it. A tensor
-  /// does not say where rows end, so this holds without the finer P of their last tiles.
+  /// A mask in other words gives the same bits: tiles are cut where they are cut without it.
+  ///
+  /// A tensor does not say where rows end, so this holds without the finer P of their last tiles.
   @Test(arguments: [Precision.int8, .int4, .int4KeyValue])
   func equalMasksGiveEqualBits(_ precision: Precision) throws {
     var recipe = precision.recipe
