@@ -42,8 +42,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS = pathlib.Path(__file__).parent / "texts"
 PROMPTS = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",
-    "Who was Isaac Newton?",
-    "What is the difference between a virus and a bacterium?",
+    "Explain in simple words why the sky is blue.",
+    "How do I make a cup of tea?",
 )
 #: precision: largest KL and smallest top-1 agreement in percent; None where nothing is promised.
 GATES: dict[str, tuple[float, float] | None] = {

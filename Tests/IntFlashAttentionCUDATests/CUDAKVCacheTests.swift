@@ -224,7 +224,8 @@ struct CUDAKVCacheTests {
     let onHost = try sequence.attend(first..<end, host)
     let report = AccuracyReport(result.output, against: exact.output)
     let hostReport = AccuracyReport(onHost.output, against: exact.output)
-    let bound = max(hostReport.relativeL1, Precision.int8.gate.normal)
+    // P of a row's last tile has eight bits on the device and sixteen on the host.
+    let bound = max(1.1 * hostReport.relativeL1, Precision.int8.gate.normal)
     #expect(report.relativeL1 <= bound, "\(kind)")
     let apart = zip(result.logSumExp, exact.logSumExp).map { ($0 - $1).magnitude }.max() ?? 0
     let hostApart = zip(onHost.logSumExp, exact.logSumExp).map { ($0 - $1).magnitude }.max() ?? 0
