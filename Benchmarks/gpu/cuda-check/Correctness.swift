@@ -243,6 +243,7 @@ extension QuantizationRecipe {
     recipe.tileLength = sizes.tileLength
     recipe.tilesPerSpan = sizes.tilesPerSplit
     recipe.exponential = .exact
+    recipe.refinesLastTile = false
     return recipe
   }
 }
