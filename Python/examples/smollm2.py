@@ -58,8 +58,8 @@ GATES: dict[str, tuple[float, float] | None] = {
     "float8": None,
     "int8Paper": None,
     "int8, IntFlashCache": (4e-4, 99.0),
-    "int4, IntFlashCache": (7e-3, 95.0),
-    "int4KeyValue, IntFlashCache": (1.2e-2, 93.5),
+    "int4, IntFlashCache": None,
+    "int4KeyValue, IntFlashCache": None,
 }
 SHORT = ("int8QueryKey", "int8", "int4")
 
