@@ -69,15 +69,22 @@ INLINE uint32x4_t steps_of(float32x4_t top, const float *logit) {
   return vreinterpretq_u32_f32(vaddq_f32(distance, vdupq_n_f32(MAGIC)));
 }
 
+// Steps of four registers of logits, and their low six bits in the order of weight_position.
+INLINE uint8x16_t table_indices(float32x4_t top, const float *logit, uint16x8_t *even,
+                                uint16x8_t *odd) {
+  uint32x4_t low = vsliq_n_u32(steps_of(top, logit), steps_of(top, logit + 8), 16);
+  uint32x4_t high = vsliq_n_u32(steps_of(top, logit + 4), steps_of(top, logit + 12), 16);
+  *even = vreinterpretq_u16_u32(low), *odd = vreinterpretq_u16_u32(high);
+  uint8x16_t steps = vuzp1q_u8(vreinterpretq_u8_u16(*even), vreinterpretq_u8_u16(*odd));
+  return vandq_u8(steps, vdupq_n_u8(63));
+}
+
 // P of four registers of logits in the order of weight_position. With s = steps >> 6 the portable
 // ((power >> s) + 128) >> 8 is ((power >> 7) + 2^s) >> (s + 1), a rounding shift. All power >> 7 are
 // 256...511, so that a table of bytes has what varies.
 INLINE uint8x16_t probabilities(float32x4_t top, const float *logit, uint8x16x4_t mantissas) {
-  uint32x4_t low = vsliq_n_u32(steps_of(top, logit), steps_of(top, logit + 8), 16);
-  uint32x4_t high = vsliq_n_u32(steps_of(top, logit + 4), steps_of(top, logit + 12), 16);
-  uint16x8_t even = vreinterpretq_u16_u32(low), odd = vreinterpretq_u16_u32(high);
-  uint8x16_t steps = vuzp1q_u8(vreinterpretq_u8_u16(even), vreinterpretq_u8_u16(odd));
-  uint8x16_t mantissa = vqtbl4q_u8(mantissas, vandq_u8(steps, vdupq_n_u8(63)));
+  uint16x8_t even, odd;
+  uint8x16_t mantissa = vqtbl4q_u8(mantissas, table_indices(top, logit, &even, &odd));
   uint16x8_t even_power = vreinterpretq_u16_u8(vzip1q_u8(mantissa, vdupq_n_u8(1)));  // + 256
   uint16x8_t odd_power = vreinterpretq_u16_u8(vzip2q_u8(mantissa, vdupq_n_u8(1)));
   even_power = vrshlq_u16(even_power, vreinterpretq_s16_u16(vmvnq_u16(vshrq_n_u16(even, 6))));
@@ -88,12 +95,9 @@ INLINE uint8x16_t probabilities(float32x4_t top, const float *logit, uint8x16x4_
 // The two bytes of P in that order, from the bytes of the table.
 INLINE void bytes_of_powers(float32x4_t top, const float *logit, uint8x16x4_t high_bytes,
                             uint8x16x4_t low_bytes, uint8x16_t *p, uint8x16_t *rest) {
-  uint32x4_t low = vsliq_n_u32(steps_of(top, logit), steps_of(top, logit + 8), 16);
-  uint32x4_t high = vsliq_n_u32(steps_of(top, logit + 4), steps_of(top, logit + 12), 16);
-  uint16x8_t even = vreinterpretq_u16_u32(low), odd = vreinterpretq_u16_u32(high);
-  uint8x16_t steps = vuzp1q_u8(vreinterpretq_u8_u16(even), vreinterpretq_u8_u16(odd));
-  steps = vandq_u8(steps, vdupq_n_u8(63));
-  uint8x16_t first = vqtbl4q_u8(high_bytes, steps), second = vqtbl4q_u8(low_bytes, steps);
+  uint16x8_t even, odd;
+  uint8x16_t index = table_indices(top, logit, &even, &odd);
+  uint8x16_t first = vqtbl4q_u8(high_bytes, index), second = vqtbl4q_u8(low_bytes, index);
   uint16x8_t even_power = vreinterpretq_u16_u8(vzip1q_u8(second, first));
   uint16x8_t odd_power = vreinterpretq_u16_u8(vzip2q_u8(second, first));
   even_power = vshlq_u16(even_power, vnegq_s16(vreinterpretq_s16_u16(vshrq_n_u16(even, 6))));

@@ -201,7 +201,7 @@ INLINE void choose_gain(const int R, const intfa_attend_tiles *a, group *g, int3
   for (int32_t i = 0; i < R; i++)
     if (__builtin_expect(g->top[i] - reference[i] > REFERENCE_SLACK, 0))
       g->whole.gain[i] = tile_gain(g->top[i], a->reference + row + i, a->total + row + i,
-                             a->out + (row + i) * a->out_stride, a->value_dimension);
+                                   a->out + (row + i) * a->out_stride, a->value_dimension);
 }
 
 // ---------------------------------------------------------------------------------- values

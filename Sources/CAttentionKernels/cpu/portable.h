@@ -79,11 +79,11 @@ static inline int64_t tile_end(int64_t begin, int64_t end, int32_t first_tile, i
   int64_t stop = begin == 0 ? first_tile : begin + tile;
   return stop < end ? stop : end;
 }
-// Whether the mask of one of the rows [first, last] ends in the tile that starts at `begin`. P of these
-// rows then has a second byte, the rest: 256 p + rest are the sixteen bits of the table, not rounded.
-// The weights next to a row's own position decide most of its result.
+// Whether the mask of one of the rows [first, last] moves with the row and ends in the tile that starts
+// at `begin`. P of these rows then has a second byte, the rest: 256 p + rest are the sixteen bits of the
+// table, not rounded. The weights next to a row's own position decide most of its result.
 static inline bool rests_in(const intfa_attend_tiles *a, int32_t first, int32_t last, int64_t begin) {
-  return a->refines && visible_end(&a->visible, last) > begin &&
+  return a->refines && a->visible.step > 0 && visible_end(&a->visible, last) > begin &&
          visible_end(&a->visible, first) <= tile_end(begin, INT64_MAX, a->first_tile, a->tile);
 }
 

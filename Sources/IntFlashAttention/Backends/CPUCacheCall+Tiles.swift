@@ -76,7 +76,7 @@ extension CPUCacheCall {
     unsafe arguments.visible.first -= Int64(origin)
     unsafe arguments.visible.end -= Int64(origin)
     unsafe arguments.visible.least_end -= Int64(origin)
-    unsafe arguments.refines = recipe.refinesLastTile && block.visible.step > 0
+    unsafe arguments.refines = recipe.refinesLastTile
     unsafe arguments.mask = keyMask(from: origin, seat: seat)
     unsafe arguments.query = UnsafePointer(
       workspace.place(workspace.queryCodes, seat, as: Int8.self)

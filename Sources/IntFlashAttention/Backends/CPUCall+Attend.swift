@@ -183,7 +183,7 @@ extension CPUCall {
     unsafe arguments.first_tile = Int32(recipe.firstTileLength)
     unsafe arguments.tile = Int32(tileLength(block))
     unsafe arguments.visible = block.visible
-    unsafe arguments.refines = recipe.refinesLastTile && block.visible.step > 0
+    unsafe arguments.refines = recipe.refinesLastTile
     unsafe arguments.mask = block.mask
     unsafe arguments.query = UnsafePointer(place(layout.queryCodes, seat: seat, as: Int8.self))
     unsafe arguments.query_scale = UnsafePointer(place(layout.queryScales, seat: seat))
