@@ -10,8 +10,8 @@ struct Explain: ParsableCommand {
       precision backend isa batch queryHeads keyValueHeads queryLength keyValueLength \
       headDimension valueDimension mask softmaxScale softcap threads kernels tileLengths \
       queryBlockLength workItems workspaceBytes keyValueBytesPerToken cacheBytesPerToken cacheOfBFloat16 operations. \
-      cacheBytesPerToken is what a key/value cache takes, cacheOfBFloat16 the share of what one in \
-      bfloat16 takes; null where the precision has no cache.
+      cacheBytesPerToken is what a key/value cache takes, cacheOfBFloat16 its share of two bytes a \
+      number; null where the precision has no cache.
       """
   )
 
@@ -48,9 +48,8 @@ struct Explain: ParsableCommand {
       )
       let summary = plan.summary
       let cacheBytes = cacheBytes(precision.precision, shape, on: backend)
-      let share = cacheBytes.flatMap { bytes in
-        self.cacheBytes(.bfloat16, shape, on: backend).map { bytes / $0 }
-      }
+      let numbersPerToken = shape.headDimension + shape.valueDimension
+      let share = cacheBytes.map { $0 / Double(2 * numbersPerToken) }
       report.append(
         PlanReport.cells(plan, precision.precision) + [
           .list(summary.kernels),
