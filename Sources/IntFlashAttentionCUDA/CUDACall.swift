@@ -257,6 +257,7 @@ struct CUDACall {
     p.key_rows = p.key_tokens
     p.split_tiles = Int32(sizes.tilesPerSplit)
     p.running_maximum = recipe.reference == .runningMaximum ? 1 : 0
+    p.refines = recipe.refinesLastTile && p.visible.step > 0 ? 1 : 0
     p.query = place(layout.query)
     p.query_scales = place(layout.queryScales)
     p.key = place(layout.key)

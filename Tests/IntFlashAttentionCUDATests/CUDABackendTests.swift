@@ -22,7 +22,6 @@ enum TestDevice {
     var recipe = precision.recipe
     recipe.firstTileLength = sizes.tileLength - sizes.tileLead
     recipe.tileLength = sizes.tileLength
-    recipe.refinesLastTile = false
     recipe.tilesPerSpan = sizes.tilesPerSplit
     recipe.exponential = .exact
     return recipe

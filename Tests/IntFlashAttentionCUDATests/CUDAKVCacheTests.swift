@@ -124,7 +124,6 @@ struct DeviceCache {
     var recipe = try #require(Precision.int8.streamingRecipe)
     recipe.firstTileLength = sizes.tileLength
     recipe.tileLength = sizes.tileLength
-    recipe.refinesLastTile = false
     recipe.tilesPerSpan = sizes.tilesPerSplit
     recipe.exponential = .exact
     let (key, value) = (inputs.key, inputs.value)

@@ -100,10 +100,7 @@ struct Correctness: ParsableCommand {
   ) throws -> Row {
     let same = try operands.attend(definition, options, on: ReferenceBackend())
     let exact = try operands.attend(Precision.float32.recipe, options, on: ReferenceBackend())
-    // P of a row's last tile has eight bits on the device.
-    var recipe = precision.recipe
-    recipe.refinesLastTile = false
-    let cpu = try operands.attend(recipe, options, on: CPUBackend())
+    let cpu = try operands.attend(precision.recipe, options, on: CPUBackend())
     let apart = AccuracyReport(gpu.output, against: same.output).relativeL1
     let error = AccuracyReport(gpu.output, against: exact.output).relativeL1
     let onCPU = AccuracyReport(cpu.output, against: exact.output).relativeL1
@@ -246,7 +243,6 @@ extension QuantizationRecipe {
     recipe.tileLength = sizes.tileLength
     recipe.tilesPerSpan = sizes.tilesPerSplit
     recipe.exponential = .exact
-    recipe.refinesLastTile = false
     return recipe
   }
 }

@@ -17,7 +17,8 @@
 //
 // Accumulators: int32. |q8.k8| <= 256 * 127^2 < 2^22 and |P.v8| of a tile <= 64 * 255 * 127 < 2^22, so
 // both may start at kMagicBits. Per tile the product is drained into float32, scaled by the weight of
-// the tile's maximum. The row sum of codes takes one dp4a per four keys. Two stages of cp.async: eight
+// the tile's maximum; so are the rests of P where a row's mask ends, 1/256 of that. The row sum of
+// codes takes one dp4a per four keys. Two stages of cp.async: eight
 // warps hide the latency of one tile. Error: that of the recipe plus 2^-22 per logit.
 #pragma once
 #include "mask.cuh"
@@ -165,48 +166,66 @@ DEVICE void attention_int8_sm80(const intfa_cuda_attention& p) {
       UNROLL for (int r = 0; r < 2; r++) total[r] *= decay[r];
     }
     UNROLL for (int n = 0; n < BLOCK_N / 8; n++) UNROLL for (int e = 0; e < 4; e++) x[n][e] = exp2_fast(x[n][e] + offset[e >> 1]);
-    u32 probabilities[BLOCK_N / 32][4];
-    UNROLL for (int i = 0; i < BLOCK_N / 16; i++) UNROLL for (int r = 0; r < 2; r++) {
-        probabilities[i >> 1][(i & 1) * 2 + r] =
-            pack_u8x4(x[2 * i][2 * r], x[2 * i][2 * r + 1], x[2 * i + 1][2 * r], x[2 * i + 1][2 * r + 1]);
-      }
-    if (exact) {
+    UNROLL for (int r = 0; exact && r < 2; r++) {
+      float sum = 0.f;
+      UNROLL for (int n = 0; n < BLOCK_N / 8; n++) UNROLL for (int b = 0; b < 2; b++)
+        sum = fmaf(x[n][2 * r + b], ((const float*)weight)[n * 8 + 2 * t + b], sum);
+      total[r] = fmaf(sum, gain[r], total[r]);
+    }
+    auto pack = [&](u32(&codes)[BLOCK_N / 32][4], const float(&x)[BLOCK_N / 8][4]) {
+      UNROLL for (int i = 0; i < BLOCK_N / 16; i++) UNROLL for (int r = 0; r < 2; r++) {
+          codes[i >> 1][(i & 1) * 2 + r] = pack_u8x4(x[2 * i][2 * r], x[2 * i][2 * r + 1],
+                                                     x[2 * i + 1][2 * r], x[2 * i + 1][2 * r + 1]);
+        }
+    };
+    u32 codes[BLOCK_N / 32][4], rests[BLOCK_N / 32][4];
+    const bool has_rests = p.refines && first + BLOCK_N >= clear_end &&
+                           mask_ends(p.visible, warp_row, warp_row + 15, first, BLOCK_N);
+    if (has_rests) {
+      float rest[BLOCK_N / 8][4];
       UNROLL for (int r = 0; r < 2; r++) {
-        float sum = 0.f;
+        const int row = warp_row + g + 8 * r;
+        const bool ends = mask_ends(p.visible, row, row, first, BLOCK_N);
         UNROLL for (int n = 0; n < BLOCK_N / 8; n++) UNROLL for (int b = 0; b < 2; b++)
-          sum = fmaf(x[n][2 * r + b], ((const float*)weight)[n * 8 + 2 * t + b], sum);
-        total[r] = fmaf(sum, gain[r], total[r]);
+          rest[n][2 * r + b] = split_rest(x[n][2 * r + b], ends);
       }
-    } else {
-      UNROLL for (int r = 0; r < 2; r++) {
+      pack(rests, rest);
+    }
+    pack(codes, x);
+    // Row sum of codes, and O += P V, 16 channels at a time; once more for the rests.
+    const int passes = has_rests ? 2 : 1;
+    _Pragma("unroll 1") for (int pass = 0; pass < passes; pass++) {
+      UNROLL for (int r = 0; pass > 0 && r < 2; r++) gain[r] /= 256.f;
+      UNROLL for (int i = 0; pass > 0 && i < BLOCK_N / 32; i++) {
+        UNROLL for (int e = 0; e < 4; e++) codes[i][e] = rests[i][e];
+      }
+      UNROLL for (int r = 0; !exact && r < 2; r++) {
         int sum = 0;
         UNROLL for (int i = 0; i < BLOCK_N / 16; i++)
-          sum = dot_u8s8(probabilities[i >> 1][(i & 1) * 2 + r], ((const u32*)weight)[4 * i + t], sum);
+          sum = dot_u8s8(codes[i >> 1][(i & 1) * 2 + r], ((const u32*)weight)[4 * i + t], sum);
         total[r] = fmaf((float)sum, gain[r], total[r]);
       }
-    }
-
-    // O += P V, 16 channels at a time.
-    UNROLL for (int c = 0; c < D / 16; c++) {
-      int even[4], odd[4];
-      // Without a barrier, loads run so far ahead that they spill.
-      if (D > 128 && c % 4 == 0) __syncwarp();
-      UNROLL for (int i = 0; i < BLOCK_N / 32; i++) {
-        u32 r[4];
-        load_matrix_x4_transposed(r, v_tiles + stage * TILE + swizzled<D>(i * 32 + lane, c));
-        const u32 even0 = select_bytes(r[0], r[1], 0x6420), even1 = select_bytes(r[2], r[3], 0x6420);
-        const u32 odd0 = select_bytes(r[0], r[1], 0x7531), odd1 = select_bytes(r[2], r[3], 0x7531);
-        if (i == 0) {
-          mma_u8s8(even, probabilities[i], even0, even1, kMagicBits, kMagicBits, kMagicBits, kMagicBits);
-          mma_u8s8(odd, probabilities[i], odd0, odd1, kMagicBits, kMagicBits, kMagicBits, kMagicBits);
-        } else {
-          mma_u8s8(even, probabilities[i], even0, even1, even[0], even[1], even[2], even[3]);
-          mma_u8s8(odd, probabilities[i], odd0, odd1, odd[0], odd[1], odd[2], odd[3]);
+      UNROLL for (int c = 0; c < D / 16; c++) {
+        int even[4], odd[4];
+        // Without a barrier, loads run so far ahead that they spill.
+        if (D > 128 && c % 4 == 0) __syncwarp();
+        UNROLL for (int i = 0; i < BLOCK_N / 32; i++) {
+          u32 r[4];
+          load_matrix_x4_transposed(r, v_tiles + stage * TILE + swizzled<D>(i * 32 + lane, c));
+          const u32 even0 = select_bytes(r[0], r[1], 0x6420), even1 = select_bytes(r[2], r[3], 0x6420);
+          const u32 odd0 = select_bytes(r[0], r[1], 0x7531), odd1 = select_bytes(r[2], r[3], 0x7531);
+          if (i == 0) {
+            mma_u8s8(even, codes[i], even0, even1, kMagicBits, kMagicBits, kMagicBits, kMagicBits);
+            mma_u8s8(odd, codes[i], odd0, odd1, kMagicBits, kMagicBits, kMagicBits, kMagicBits);
+          } else {
+            mma_u8s8(even, codes[i], even0, even1, even[0], even[1], even[2], even[3]);
+            mma_u8s8(odd, codes[i], odd0, odd1, odd[0], odd[1], odd[2], odd[3]);
+          }
         }
-      }
-      UNROLL for (int e = 0; e < 4; e++) {
-        o[2 * c][e] = fmaf(bits_as_float((u32)even[e]) - kMagic, gain[e >> 1], o[2 * c][e]);
-        o[2 * c + 1][e] = fmaf(bits_as_float((u32)odd[e]) - kMagic, gain[e >> 1], o[2 * c + 1][e]);
+        UNROLL for (int e = 0; e < 4; e++) {
+          o[2 * c][e] = fmaf(bits_as_float((u32)even[e]) - kMagic, gain[e >> 1], o[2 * c][e]);
+          o[2 * c + 1][e] = fmaf(bits_as_float((u32)odd[e]) - kMagic, gain[e >> 1], o[2 * c + 1][e]);
+        }
       }
     }
     __syncthreads();  // everyone is done with this stage before it is filled again

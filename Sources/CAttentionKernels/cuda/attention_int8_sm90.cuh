@@ -8,6 +8,8 @@
 //   tensor core:    QK(j) | PV(j-1)              | QK(j+1) | PV(j)
 //   this warp:             softmax(j) ... drain(j-1) pack(j)         the other consumer fills the gaps
 //
+// Where the mask of a row ends, pack(j) waits for a product of its own, of the rests of P.
+//
 // A thread of D = 128, tiles of 128 keys: scores 64 registers (logits reuse them), P 32, O 64, the
 // product of a tile 64. D = 256 computes the product of a tile in PARTS of its columns.
 //
@@ -206,42 +208,6 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
     }
     UNROLL for (int i = 0; i < BLOCK_N / 2; i++) x[i] = exp2_fast(x[i] + offset[i >> 1 & 1]);
   };
-  // Probabilities to bytes. Row sum and O, which has all earlier tiles, move to the new maximum.
-  auto pack = [&](int stage) {
-    UNROLL for (int i = 0; i < BLOCK_N / 16; i++) UNROLL for (int r = 0; r < 2; r++) {
-        const int a = 8 * i + 2 * r;
-        probabilities[i >> 1][(i & 1) * 2 + r] = pack_u8x4(x[a], x[a + 1], x[a + 4], x[a + 5]);
-      }
-    const u8* const weights = table_of(stage) + 8 * BLOCK_N;
-    float sum[2] = {0.f, 0.f}, decay[2];
-    if (exact) {
-      UNROLL for (int r = 0; r < 2; r++) UNROLL for (int n = 0; n < BLOCK_N / 8; n++) {
-          const float2 weight = ((const float2*)weights)[n * 4 + t];
-          sum[r] = fmaf(x[4 * n + 2 * r], weight.x, sum[r]);
-          sum[r] = fmaf(x[4 * n + 2 * r + 1], weight.y, sum[r]);
-        }
-    } else {
-      UNROLL for (int r = 0; r < 2; r++) {
-        int codes = 0;
-        UNROLL for (int i = 0; i < BLOCK_N / 16; i++) {
-          codes = dot_u8s8(probabilities[i >> 1][(i & 1) * 2 + r], ((const u32*)weights)[4 * i + t], codes);
-        }
-        sum[r] = (float)codes;
-      }
-    }
-    bool changed = false;
-    UNROLL for (int r = 0; r < 2; r++) {
-      const float next = fmaxf(maximum[r], tile_max[r]);
-      decay[r] = exp2_fast(maximum[r] - next);
-      gain[r] = tile_max[r] > kMaskedTest ? exp2_fast(tile_max[r] - next) : 0.f;
-      changed |= next != maximum[r];
-      maximum[r] = next;
-      total[r] = fmaf(total[r], decay[r], sum[r] * gain[r]);
-    }
-    if (__any_sync(kAllLanes, changed)) {  // rare once the maximum has settled
-      UNROLL for (int i = 0; i < D / 2; i++) o[i] *= decay[i >> 1 & 1];
-    }
-  };
   auto drain = [&](int part) {
     UNROLL for (int i = 0; i < PART / 2; i++) {
       float& place = o[part * PART / 2 + i];
@@ -264,6 +230,66 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
     if (lane == 0) barrier_arrive(barrier);
   };
   auto parity_of = [](int i) { return (u32)(i / STAGES) & 1; };
+  // Numbers of 0...255 to operand A of P.V, and to the row sum if that is of codes.
+  auto pack = [&](const float(&x)[BLOCK_N / 2], const u8* weights) {
+    UNROLL for (int i = 0; i < BLOCK_N / 16; i++) UNROLL for (int r = 0; r < 2; r++) {
+        const int a = 8 * i + 2 * r;
+        probabilities[i >> 1][(i & 1) * 2 + r] = pack_u8x4(x[a], x[a + 1], x[a + 4], x[a + 5]);
+      }
+    UNROLL for (int r = 0; !exact && r < 2; r++) {
+      int sum = 0;
+      UNROLL for (int i = 0; i < BLOCK_N / 16; i++) {
+        sum = dot_u8s8(probabilities[i >> 1][(i & 1) * 2 + r], ((const u32*)weights)[4 * i + t], sum);
+      }
+      total[r] = fmaf((float)sum, gain[r], total[r]);
+    }
+  };
+  // What P.V of tile i needs. Row sum and O, which has all earlier tiles, move to the new maximum.
+  auto prepare_pv = [&](int i, int stage) {
+    const u8* const weights = table_of(stage) + 8 * BLOCK_N;
+    bool changed = false;
+    float decay[2];
+    UNROLL for (int r = 0; r < 2; r++) {
+      const float next = fmaxf(maximum[r], tile_max[r]);
+      decay[r] = exp2_fast(maximum[r] - next);
+      gain[r] = tile_max[r] > kMaskedTest ? exp2_fast(tile_max[r] - next) : 0.f;
+      changed |= next != maximum[r];
+      maximum[r] = next;
+      total[r] *= decay[r];
+    }
+    if (__any_sync(kAllLanes, changed)) {  // rare once the maximum has settled
+      UNROLL for (int i = 0; i < D / 2; i++) o[i] *= decay[i >> 1 & 1];
+    }
+    UNROLL for (int r = 0; exact && r < 2; r++) {
+      float sum = 0.f;
+      UNROLL for (int n = 0; n < BLOCK_N / 8; n++) {
+        const float2 weight = ((const float2*)weights)[n * 4 + t];
+        sum = fmaf(x[4 * n + 2 * r], weight.x, sum);
+        sum = fmaf(x[4 * n + 2 * r + 1], weight.y, sum);
+      }
+      total[r] = fmaf(sum, gain[r], total[r]);
+    }
+    const int length = BLOCK_N / halves;
+    const int first = first_key<BLOCK_N, LEAD>(tiles.begin + i / halves) + i % halves * length;
+    const int group_row = first_row + 64 * group;
+    if (p.refines && first + length >= clear_end &&
+        mask_ends(p.visible, group_row, group_row + 63, first, length)) {
+      float rest[BLOCK_N / 2];
+      UNROLL for (int r = 0; r < 2; r++) {
+        const int row = warp_row + g + 8 * r;
+        const bool ends = mask_ends(p.visible, row, row, first, length);
+        UNROLL for (int n = 0; n < BLOCK_N / 8; n++) UNROLL for (int b = 0; b < 2; b++)
+          rest[4 * n + 2 * r + b] = split_rest(x[4 * n + 2 * r + b], ends);
+        gain[r] /= 256.f;
+      }
+      pack(rest, weights);
+      barrier_wait(v_full + 8 * stage, parity_of(i));
+      issue_pv(stage, 0);
+      finish_pv(stage);
+      UNROLL for (int r = 0; r < 2; r++) gain[r] *= 256.f;
+    }
+    pack(x, weights);
+  };
 
   if (count > 0) {
     barrier_wait(q_full, 0);
@@ -271,7 +297,7 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
     issue_qk(0);
     wgmma_wait<0>(s);
     softmax(0, 0);
-    pack(0);
+    prepare_pv(0, 0);
     release(k_empty);
     if (count > 1) barrier_wait(k_full + 8 * (1 % STAGES), parity_of(1));
     // D = 256 makes one round more and leaves it halfway: a second copy of finish_pv would spill. Its
@@ -289,7 +315,7 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
       finish_pv(previous);
       release(v_empty + 8 * previous);
       if (DROPPED && i == count) break;
-      pack(stage);
+      prepare_pv(i, stage);
       release(k_empty + 8 * stage);
     }
     if (!DROPPED) {

@@ -11,6 +11,14 @@ DEVICE KeyRange visible_keys(const intfa_cuda_visible& v, int keys, int row) {
   return {begin > 0 ? begin : 0, end < keys ? end : keys};
 }
 
+// Whether the mask of one of the rows [first_row, last_row] ends in the tile of `length` keys at
+// `first`. Where the recipe asks for it, P of these rows then has a second byte, the rest:
+// code + rest / 256. The weights next to a row's own position decide most of its result.
+DEVICE bool mask_ends(const intfa_cuda_visible& v, int first_row, int last_row, int first, int length) {
+  return v.end + last_row / v.rows_per_step * v.step > first &&
+         v.end + first_row / v.rows_per_step * v.step <= first + length;
+}
+
 // The same for a lane whose score 8n + b of a tile is of key first + 8n + 2t + b: in terms of 8n + b,
 // so that a comparison is with a constant and no key takes a register.
 DEVICE KeyRange keys_of_lane(const KeyRange& seen, int first, int t) {

@@ -141,6 +141,14 @@ constexpr float kSmallestMaximum = 0x1p-100f;  // of a row of zeros, which gets 
 constexpr float kMagic = 12582912.f;
 constexpr int kMagicBits = 0x4B400000;
 
+// Leaves the whole part of p, 0...255, and returns the rest in units of 1/256; 0 unless `splits`.
+DEVICE float split_rest(float& p, bool splits) {
+  const float whole = floorf(p), rest = fminf(256.f * (p - whole), 255.f);
+  if (!splits) return 0.f;
+  p = whole;
+  return rest;
+}
+
 // What such a multiply-add takes: {scale, -kMagic * scale}. Two bits of the scale are cleared, so that
 // the product is exact.
 struct ScalePair {

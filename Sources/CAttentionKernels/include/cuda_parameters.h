@@ -162,7 +162,9 @@ typedef struct {
   int pitch;                   // of the tables over keys
   int split_tiles;             // tiles of a split
   int running_maximum;         // P is relative to the maximum so far, not to that of its tile
+  int refines;                 // P of rows whose mask ends in a tile has rests there: see mask_ends
   int key_rows;                // rows of codes of a key head
+  int unused;
   intfa_address query;         // s8 [head][token][D]
   intfa_address query_scales;  // float [head][token], logits in powers of two
   intfa_address key;           // s8 [key head][key][D]

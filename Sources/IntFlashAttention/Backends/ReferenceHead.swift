@@ -313,7 +313,9 @@ struct ReferenceHead: Sendable {
     }
     let p = exp2(x)
     switch descriptor.recipe.probability {
-    case .unsigned8: return (p, (255 * p + 0.5).rounded(.down) / 255)
+    case .unsigned8:
+      let levels: Double = refined ? 65280 : 255
+      return (p, (levels * p + 0.5).rounded(.down) / levels)
     case .signed8: return (p, (127 * p + 0.5).rounded(.down) / 127)
     case .float16: return (p, Double(Half.rounded(Float(p))))
     case .bfloat16: return (p, Double(BFloat16(Float(p)).float))

@@ -92,11 +92,11 @@ public struct QuantizationRecipe: Hashable, Sendable {
   public var rowSum: RowSum
   /// How powers of two are evaluated.
   public var exponential: Exponential
-  /// Whether P keeps sixteen bits, x of ⌊65280 · 2^y⌋, in the tile that a row's mask ends in.
+  /// Whether P keeps sixteen bits, those of 65280 · 2^y, in the tile that a row's mask ends in.
   ///
   /// That is the tile of the row's own position, where softmax is sharpest: one weight near the
   /// maximum leaves the others of its tile few codes. Only where the mask moves with the row, not
-  /// under `AttentionMask.full`. Needs `Exponential.table64`.
+  /// under `AttentionMask.full`. Needs `Probability.unsigned8` and `Reference.tileMaximum`.
   public var refinesLastTile: Bool
   /// Keys of the first tile.
   ///
@@ -195,8 +195,8 @@ public struct QuantizationRecipe: Hashable, Sendable {
     if exponential == .table64 && (probability != .unsigned8 || reference != .tileMaximum) {
       try refuse("exponential table64 needs probability unsigned8 and reference tileMaximum")
     }
-    if refinesLastTile && exponential != .table64 {
-      try refuse("refinesLastTile needs exponential table64")
+    if refinesLastTile && (probability != .unsigned8 || reference != .tileMaximum) {
+      try refuse("refinesLastTile needs probability unsigned8 and reference tileMaximum")
     }
     switch (valueScale, value) {
     case (.output, .int8(.token)), (.output, .int8(.block)), (.output, .int4Clipped),
