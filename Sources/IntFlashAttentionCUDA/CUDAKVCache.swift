@@ -201,7 +201,15 @@ public final class CUDAKVCache {
     let (heads, tokens) = (query.shape[1], query.shape[2])
     try CUDACall.require(query, "query", [batchCount, heads, tokens, headDimension])
     try CUDACall.require(output, "output", [batchCount, heads, tokens, valueDimension])
-    try CUDACall.requireDisjoint(output, "output", query, "query")
+    let operands = (query: CUDACall.Operand(query), output: CUDACall.Operand(output))
+    try CUDACall.requireOwnMemory(operands.output, "output", apartFrom: ["query": operands.query])
+    if let logSumExp {
+      try CUDACall.requireOwnMemory(
+        logSumExp,
+        "logSumExp",
+        apartFrom: ["query": operands.query, "output": operands.output]
+      )
+    }
     let shape = try AttentionShape(
       batchCount: batchCount,
       queryHeadCount: heads,
@@ -235,8 +243,8 @@ public final class CUDAKVCache {
       layout: needed,
       workspace: workspace.address,
       stream: stream,
-      query: CUDACall.Operand(query),
-      output: CUDACall.Operand(output),
+      query: operands.query,
+      output: operands.output,
       logSumExp: logSumExp
     )
     try work.run()

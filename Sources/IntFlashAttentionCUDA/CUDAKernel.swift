@@ -131,9 +131,25 @@ public final class CUDAKernel: AttentionKernel {
     try CUDACall.require(key, "key", shape.keyShape)
     try CUDACall.require(value, "value", shape.valueShape)
     try CUDACall.require(output, "output", shape.outputShape)
-    try CUDACall.requireDisjoint(output, "output", query, "query")
-    try CUDACall.requireDisjoint(output, "output", key, "key")
-    try CUDACall.requireDisjoint(output, "output", value, "value")
+    let operands = (
+      query: CUDACall.Operand(query), key: CUDACall.Operand(key), value: CUDACall.Operand(value),
+      output: CUDACall.Operand(output)
+    )
+    try CUDACall.requireOwnMemory(
+      operands.output,
+      "output",
+      apartFrom: ["query": operands.query, "key": operands.key, "value": operands.value]
+    )
+    if let logSumExp {
+      try CUDACall.requireOwnMemory(
+        logSumExp,
+        "logSumExp",
+        apartFrom: [
+          "query": operands.query, "key": operands.key, "value": operands.value,
+          "output": operands.output,
+        ]
+      )
+    }
     guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
     var memory = ofStream.withLock { $0[stream.number] }
     if memory == nil {
@@ -149,10 +165,10 @@ public final class CUDAKernel: AttentionKernel {
       kernel: self,
       base: memory.address,
       stream: stream,
-      query: CUDACall.Operand(query),
-      key: CUDACall.Operand(key),
-      value: CUDACall.Operand(value),
-      output: CUDACall.Operand(output),
+      query: operands.query,
+      key: operands.key,
+      value: operands.value,
+      output: operands.output,
       logSumExp: logSumExp,
       timer: timer
     )

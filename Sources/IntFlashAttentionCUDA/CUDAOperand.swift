@@ -53,15 +53,16 @@ extension CUDACall {
     }
   }
 
-  /// Throws where two tensors reach into the same part of the memory.
-  static func requireDisjoint(
-    _ output: borrowing DeviceTensor,
+  /// Throws where an output reaches into the memory of another tensor, or twice into its own.
+  static func requireOwnMemory(
+    _ output: Operand,
     _ name: String,
-    _ input: borrowing DeviceTensor,
-    _ inputName: String
+    apartFrom others: KeyValuePairs<String, Operand>
   ) throws(AttentionError) {
-    guard output.reach.overlaps(input.reach) else { return }
-    throw AttentionError(.overlappingOutput, "\(name) and \(inputName) overlap in device memory")
+    try OverlapCheck.requireDistinctElements(output.shape, output.strides, name: name)
+    for (other, operand) in others where output.reach.overlaps(operand.reach) {
+      throw AttentionError(.overlappingOutput, "\(name) and \(other) overlap in device memory")
+    }
   }
 
   /// Channels per block of the rotation; 1 is none.
@@ -84,6 +85,13 @@ extension CUDACall.Operand {
     rows.tokens = Int32(shape[2])
     rows.dimension = Int32(shape[3])
     return rows
+  }
+
+  /// The addresses from its first element to its last.
+  var reach: Range<UInt64> {
+    guard !shape.contains(0) else { return address..<address }
+    let last = zip(shape, strides).reduce(0) { $0 + ($1.0 - 1) * $1.1 }
+    return address..<address + UInt64((last + 1) * elementType.bitWidth / 8)
   }
 
   /// Tokens `range` of it.

@@ -61,7 +61,8 @@ public struct DeviceTensor: ~Copyable, Sendable {
       )
     }
     let size = elementType.bitWidth / 8
-    guard Int(bitPattern: address).isMultiple(of: size), address != 0 || shape.contains(0) else {
+    guard address.isMultiple(of: UInt(size)), address <= Int.max, address != 0 || shape.contains(0)
+    else {
       throw AttentionError(
         .invalidArgument,
         "address \(address) is not one of \(elementType.rawValue) elements"
@@ -76,6 +77,13 @@ public struct DeviceTensor: ~Copyable, Sendable {
         "strides \(strides) do not fit shape \(shape): one for each size, none negative, 1 in the last"
       )
     }
+    let last = try TensorGeometry.reach(shape: shape, strides: strides, offset: 0)?.upperBound ?? 0
+    guard last < (Int.max - Int(bitPattern: address)) / size else {
+      throw AttentionError(
+        .invalidArgument,
+        "shape \(shape) with strides \(strides) at address \(address) reaches beyond the memory of a GPU"
+      )
+    }
     memory = nil
     place = UInt64(address)
     self.elementType = elementType
@@ -88,13 +96,6 @@ public struct DeviceTensor: ~Copyable, Sendable {
 
   /// Bytes of all elements.
   public var byteCount: Int { shape.reduce(elementType.bitWidth, *) / 8 }
-
-  /// The addresses from its first element to its last.
-  var reach: Range<UInt64> {
-    guard !shape.contains(0) else { return place..<place }
-    let last = zip(shape, strides).reduce(0) { $0 + ($1.0 - 1) * $1.1 }
-    return place..<place + UInt64((last + 1) * elementType.bitWidth / 8)
-  }
 
   private var isRowMajor: Bool {
     strides == TensorGeometry.contiguousStrides(shape, elementType)

@@ -232,6 +232,37 @@ struct CUDACallTests {
       #expect(error.code == .overlappingOutput)
       #expect(error.message == "output and query overlap in device memory")
     }
+    let shared = unsafe try DeviceTensor(
+      unsafeAddress: output.address,
+      .float32,
+      shape: shape.logSumExpShape
+    )
+    let flat = unsafe try DeviceTensor(
+      unsafeAddress: output.address,
+      .float32,
+      shape: shape.outputShape,
+      strides: [0, 0, 0, 1]
+    )
+    do throws(AttentionError) {
+      try kernel.enqueue(
+        query: query,
+        key: key,
+        value: value,
+        into: output,
+        logSumExp: shared,
+        on: stream
+      )
+      Issue.record("a log-sum-exp inside the output was taken")
+    } catch {
+      #expect(error.code == .overlappingOutput)
+      #expect(error.message == "logSumExp and output overlap in device memory")
+    }
+    do throws(AttentionError) {
+      try kernel.enqueue(query: query, key: key, value: value, into: flat, on: stream)
+      Issue.record("an output whose rows are one was taken")
+    } catch {
+      #expect(error.code == .overlappingOutput)
+    }
     do throws(AttentionError) {
       try kernel.enqueue(query: key, key: key, value: value, into: output, on: stream)
       Issue.record("a query of the wrong shape was taken")

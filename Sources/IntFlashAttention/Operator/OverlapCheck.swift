@@ -24,7 +24,15 @@ package enum OverlapCheck {
     _ view: borrowing TensorView,
     name: String
   ) throws(AttentionError) {
-    let (shape, strides) = (view.shape, view.strides)
+    try requireDistinctElements(view.shape, view.strides, name: name)
+  }
+
+  /// The same of a tensor that the process may not read.
+  package static func requireDistinctElements(
+    _ shape: [Int],
+    _ strides: [Int],
+    name: String
+  ) throws(AttentionError) {
     guard shape.allSatisfy({ $0 > 0 }) else { return }
     // Without a sorted copy: every call comes here, and ranks are small.
     for axis in shape.indices where shape[axis] > 1 {
