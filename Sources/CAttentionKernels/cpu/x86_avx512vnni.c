@@ -185,8 +185,9 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
   if (last) score_sub_tile(D, true, s, t, row, seen, 1, g, earlier_seen.subs, earlier);
   if (earlier_seen.has_rests) add_rests(a, s, earlier, earlier_row, ROWS, t, earlier_seen.subs);
   if (earlier_seen.subs) add_totals(a, earlier, earlier_row, t, earlier_seen);
+  // Without rests: a call of rest_values after both ways takes a twentieth of the speed of D = 128.
   if (seen.is_whole && earlier_seen.is_whole && earlier_seen.subs == seen.subs && a->softcap == 0 &&
-      !a->mask) {
+      !a->mask && !earlier_seen.has_rests) {
     if (last)
       values_beside_logits(2, a, s, t, earlier, earlier_row, g, row);
     else
@@ -197,8 +198,8 @@ INLINE void attend_group(const int32_t D, const intfa_attend_tiles *a, const sta
     settle_logits(a, s, g, row, t, seen);
     if (earlier_seen.subs)
       values(a, t, earlier->p, earlier->gain, earlier_row, earlier_seen.fours, 0);
+    if (earlier_seen.has_rests) rest_values(a, t, earlier, earlier_row, earlier_seen.fours);
   }
-  if (earlier_seen.has_rests) rest_values(a, t, earlier, earlier_row, earlier_seen.fours);
 }
 
 // The piece of the next tile that falls to the group at `row`.
