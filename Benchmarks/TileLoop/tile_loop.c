@@ -4,7 +4,8 @@
 //     Benchmarks/TileLoop/tile_loop.c Sources/CAttentionKernels/cpu/*.c -lm -o .build/tile_loop
 //   taskset -c 1 .build/tile_loop [avx512vnni | avxvnni | avx2] [seconds]
 //
-// One head, random codes and scales, blocks of 256 query rows; neither quantisation nor epilogue.
+// One head, random codes and scales, blocks of 256 query rows; neither quantisation nor epilogue. Under the
+// causal mask P has rests, as in `int8`.
 // Shortest of many runs in thread time; the peak is the 90th percentile of looks between the runs.
 #define _GNU_SOURCE
 #include <math.h>
@@ -52,6 +53,7 @@ static void run(const intfa_cpu_kernels *kernels, const problem *p, int64_t n, b
     a.rows = BLOCK;
     a.visible = (intfa_visible){.first = causal ? -n : 0, .end = causal ? begin + 1 : n, .step = causal,
                                 .rows_per_step = 1};
+    a.refines = causal;
     a.key_end = causal ? begin + BLOCK : n;
     a.query = p->query + begin * a.head_dimension;
     a.query_scale = p->query_scale + begin;
