@@ -242,7 +242,7 @@ struct CUDACacheAttend {
     p.key_rows = Int32(cache.layout.pitch)
     p.pitch = Int32(cache.layout.pitch)
     p.split_tiles = Int32(sizes.tilesPerSplit)
-    p.refines = Precision.int8.recipe.refinesLastTile && seen.step > 0 ? 1 : 0
+    p.refines = CUDAKVCache.recipe.refinesLastTile && seen.step > 0 ? 1 : 0
     p.query = place(layout.query)
     p.query_scales = place(layout.queryScales)
     p.key = cached(cache.layout.key)

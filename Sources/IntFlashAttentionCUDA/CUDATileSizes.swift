@@ -139,3 +139,17 @@ package struct CUDATileSizes: Hashable, Sendable {
   /// Registers of a lane that hold a row of a head in the pre-pass.
   package var elementsPerLane: Int { dimension / 32 }
 }
+
+extension QuantizationRecipe {
+  /// The recipe as the GPU cuts it: its own tiles, and powers of two to the precision of float32.
+  ///
+  /// What a kernel computes is held against the reference backend with this recipe.
+  package func cut(by sizes: CUDATileSizes) -> QuantizationRecipe {
+    var recipe = self
+    recipe.firstTileLength = sizes.tileLength - sizes.tileLead
+    recipe.tileLength = sizes.tileLength
+    recipe.tilesPerSpan = sizes.tilesPerSplit
+    recipe.exponential = .exact
+    return recipe
+  }
+}

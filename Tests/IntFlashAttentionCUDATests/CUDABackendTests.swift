@@ -9,8 +9,7 @@ enum TestDevice {
   static var exists: Bool { device != nil }
   static var isSimulated: Bool { device?.name == "CUDA simulator" }
 
-  /// The recipe of a precision as the GPU cuts it: its own tile lengths, and powers of two to the
-  /// precision of float32 in place of the CPU's table.
+  /// The recipe of a precision as the GPU cuts it.
   static func recipe(_ precision: Precision, _ shape: AttentionShape) throws -> QuantizationRecipe {
     let device = try #require(device)
     let sizes = CUDATileSizes(
@@ -19,12 +18,7 @@ enum TestDevice {
       major: device.major,
       multiprocessorCount: device.multiprocessorCount
     )
-    var recipe = precision.recipe
-    recipe.firstTileLength = sizes.tileLength - sizes.tileLead
-    recipe.tileLength = sizes.tileLength
-    recipe.tilesPerSpan = sizes.tilesPerSplit
-    recipe.exponential = .exact
-    return recipe
+    return precision.recipe.cut(by: sizes)
   }
 }
 

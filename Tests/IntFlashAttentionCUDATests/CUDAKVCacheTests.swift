@@ -121,11 +121,7 @@ struct DeviceCache {
       cached: last,
       multiprocessorCount: cache.device.multiprocessorCount
     )
-    var recipe = try #require(Precision.int8.streamingRecipe)
-    recipe.firstTileLength = sizes.tileLength
-    recipe.tileLength = sizes.tileLength
-    recipe.tilesPerSpan = sizes.tilesPerSplit
-    recipe.exponential = .exact
+    let recipe = try #require(Precision.int8.streamingRecipe).cut(by: sizes)
     let (key, value) = (inputs.key, inputs.value)
     inputs = TestInputs(last)
     inputs.query = query

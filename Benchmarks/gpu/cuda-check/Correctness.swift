@@ -234,15 +234,3 @@ struct Correctness: ParsableCommand {
     try TextFile.write(JSON.list(items) + "\n", to: path)
   }
 }
-
-extension QuantizationRecipe {
-  /// The recipe as the GPU cuts it: its own tiles, and powers of two to the precision of float32.
-  func cut(by sizes: CUDATileSizes) -> QuantizationRecipe {
-    var recipe = self
-    recipe.firstTileLength = sizes.tileLength - sizes.tileLead
-    recipe.tileLength = sizes.tileLength
-    recipe.tilesPerSpan = sizes.tilesPerSplit
-    recipe.exponential = .exact
-    return recipe
-  }
-}
