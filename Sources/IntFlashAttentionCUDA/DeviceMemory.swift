@@ -55,12 +55,8 @@ extension CUDAStream {
   /// Fills bytes on the device.
   func fill(_ address: UInt64, _ byte: UInt8, byteCount: Int) throws(AttentionError) {
     guard byteCount > 0 else { return }
-    let (context, handle) = unsafe (context, handle)
-    try context.current { driver throws(AttentionError) in
-      try context.check(
-        "cuMemsetD8Async",
-        unsafe driver.cuMemsetD8Async(address, byte, byteCount, handle)
-      )
+    unsafe try enqueue("cuMemsetD8Async") { driver, stream in
+      unsafe driver.cuMemsetD8Async(address, byte, byteCount, stream)
     }
   }
 
@@ -71,12 +67,8 @@ extension CUDAStream {
     byteCount: Int
   ) throws(AttentionError) {
     guard byteCount > 0 else { return }
-    let (context, handle) = unsafe (context, handle)
-    try context.current { driver throws(AttentionError) in
-      try context.check(
-        "cuMemcpyHtoDAsync",
-        unsafe driver.cuMemcpyHtoDAsync(address, source, byteCount, handle)
-      )
+    unsafe try enqueue("cuMemcpyHtoDAsync") { driver, stream in
+      unsafe driver.cuMemcpyHtoDAsync(address, source, byteCount, stream)
     }
   }
 
@@ -87,12 +79,18 @@ extension CUDAStream {
     byteCount: Int
   ) throws(AttentionError) {
     guard byteCount > 0 else { return }
+    unsafe try enqueue("cuMemcpyDtoHAsync") { driver, stream in
+      unsafe driver.cuMemcpyDtoHAsync(target, address, byteCount, stream)
+    }
+  }
+
+  private func enqueue(
+    _ operation: String,
+    _ call: (borrowing intfa_cuda_driver, CUstream?) -> CUresult
+  ) throws(AttentionError) {
     let (context, handle) = unsafe (context, handle)
     try context.current { driver throws(AttentionError) in
-      try context.check(
-        "cuMemcpyDtoHAsync",
-        unsafe driver.cuMemcpyDtoHAsync(target, address, byteCount, handle)
-      )
+      unsafe try context.check(operation, call(driver, handle))
     }
   }
 }
