@@ -79,7 +79,7 @@ package struct CUDATileSizes: Hashable, Sendable {
       stageCount = dimension > 128 ? 3 : 4
       sharedByteCount =
         queryBlockLength * dimension + stageCount * tileLength * (2 * dimension + 12)
-        + 8 + 32 * stageCount
+        + 24 + 32 * stageCount
     } else {
       family = .sm80
       dimension = [64, 96, 128].first { needed <= $0 } ?? 256

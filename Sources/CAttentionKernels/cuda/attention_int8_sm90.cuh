@@ -5,9 +5,12 @@
 // needs no shuffle (permuted_key): of S, lane 4g + t has keys 8n + 2t and 8n + 2t + 1 in rows g, g + 8;
 // operand A wants positions 4t .. 4t + 3.
 //
-//   tensor core:    QK(j) | PV(j-1)              | QK(j+1) | PV(j)
-//   this warp:             softmax(j) ... drain(j-1) pack(j)         the other consumer fills the gaps
+//   tensor core:    QK(j) | PV(j-1) | the other's | QK(j+1) | PV(j)
+//   this consumer:          softmax(j) .............. drain(j-1) pack(j)
 //
+// The consumers issue their products in turn, ping-pong as in FlashAttention-3 (arXiv 2407.08608,
+// section 3.1): so the softmax of one runs beside the products of the other. A turn ends when both
+// products are issued, and is passed on through a barrier.
 // Where the mask of a row ends, pack(j) waits for a product of its own, of the rests of P.
 //
 // A thread of D = 128, tiles of 128 keys: scores 64 registers (logits reuse them), P 32, O 64, the
@@ -21,6 +24,7 @@
 //    pin(probabilities) after the wait keeps them apart, else every wgmma is serialised (C7513).
 //  * Arithmetic may sink below the wait for PV(j-1), which is all that orders it: pin(x) and the
 //    branch around the next wait for keys hold the exponentials above it.
+//  * A wait for the turn right before the products spills 43 registers; beside the wait for keys none.
 //  * wgmma accumulates in place, so a magic start would cost a move per score, as much as it saves.
 #pragma once
 #include "mask.cuh"
@@ -35,11 +39,11 @@ DEVICE constexpr int tile_lead() {
   return BLOCK_N - 64;
 }
 
-// Q | K[STAGES] | V[STAGES] | scales, biases, weights [STAGES] | barriers: Q, K full, K empty, V full,
-// V empty
+// Q | K[STAGES] | V[STAGES] | scales, biases, weights [STAGES] | barriers: Q, turns, K full, K empty,
+// V full, V empty
 template <int D, int BLOCK_N, int STAGES>
 DEVICE constexpr int shared_bytes_int8_sm90() {
-  return kConsumers * 64 * D + 2 * STAGES * BLOCK_N * D + STAGES * BLOCK_N * 12 + 8 + 32 * STAGES;
+  return kConsumers * 64 * D + 2 * STAGES * BLOCK_N * D + STAGES * BLOCK_N * 12 + 24 + 32 * STAGES;
 }
 
 template <int D, int BLOCK_N, int STAGES, int PARTS>
@@ -53,7 +57,8 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
   DYNAMIC_SHARED_MEMORY;
   const u32 q_tile = shared_address(shared_memory), k_tiles = q_tile + BLOCK_M * D;
   const u32 v_tiles = k_tiles + STAGES * TILE, tables = v_tiles + STAGES * TILE;
-  const u32 q_full = tables + STAGES * TABLES, k_full = q_full + 8, k_empty = k_full + 8 * STAGES;
+  const u32 q_full = tables + STAGES * TABLES, turns = q_full + 8;
+  const u32 k_full = turns + 8 * kConsumers, k_empty = k_full + 8 * STAGES;
   const u32 v_full = k_empty + 8 * STAGES, v_empty = v_full + 8 * STAGES;
   const int thread = threadIdx.x, group = thread >> 7;
   const int rows = rows_of_head(p.output), row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
@@ -71,6 +76,7 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
   const int count = tiles.end > tiles.begin ? halves * (tiles.end - tiles.begin) : 0;
   if (thread == 0) {
     barrier_init(q_full, 1);
+    for (int i = 0; i < kConsumers; i++) barrier_init(turns + 8 * i, 4);  // an arrival a warp
     for (int i = 0; i < STAGES; i++) {
       barrier_init(k_full + 8 * i, 1);
       barrier_init(v_full + 8 * i, 1);
@@ -230,6 +236,10 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
     if (lane == 0) barrier_arrive(barrier);
   };
   auto parity_of = [](int i) { return (u32)(i / STAGES) & 1; };
+  // Before and after the products of round i, from 1. The first consumer's first turn is there from the
+  // start: a fresh barrier passes the other parity.
+  auto take_turn = [&](int i) { barrier_wait(turns + 8 * group, (u32)(i + group) & 1); };
+  auto pass_turn = [&] { release(turns + 8 * (1 - group)); };
   // Numbers of 0...255 to operand A of P.V, and to the row sum if that is of codes.
   auto pack = [&](const float(&x)[BLOCK_N / 2], const u8* weights) {
     UNROLL for (int i = 0; i < BLOCK_N / 16; i++) UNROLL for (int r = 0; r < 2; r++) {
@@ -299,7 +309,10 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
     softmax(0, 0);
     prepare_pv(0, 0);
     release(k_empty);
-    if (count > 1) barrier_wait(k_full + 8 * (1 % STAGES), parity_of(1));
+    if (count > 1) {
+      barrier_wait(k_full + 8 * (1 % STAGES), parity_of(1));
+      take_turn(1);
+    }
     // D = 256 makes one round more and leaves it halfway: a second copy of finish_pv would spill. Its
     // scores are of a stage that nobody writes any more, and are dropped.
     constexpr int DROPPED = D > 128 ? 1 : 0;
@@ -308,10 +321,14 @@ DEVICE void attention_int8_sm90(const intfa_cuda_attention_sm90& arguments) {
       issue_qk(stage);
       barrier_wait(v_full + 8 * previous, parity_of(i - 1));
       issue_pv(previous, 0);
+      pass_turn();
       wgmma_wait<1>(s);
       softmax(i, stage);
       pin(x);
-      if (i + 1 < count) barrier_wait(k_full + 8 * ((i + 1) % STAGES), parity_of(i + 1));
+      if (i + 1 < count) {
+        barrier_wait(k_full + 8 * ((i + 1) % STAGES), parity_of(i + 1));
+        take_turn(i + 1);
+      }
       finish_pv(previous);
       release(v_empty + 8 * previous);
       if (DROPPED && i == count) break;
