@@ -18,6 +18,16 @@ def make(precision="int8", capacity=512, **options):
     return intfa.KVPool(2, 64, capacity, value_dim=32, precision=precision, **options)
 
 
+def saved(folder, seed):
+    """A cache of 300 tokens, and the file that it was saved to."""
+    _, k, v = normal(seed, Q, K, V)
+    path = folder / "cache.safetensors"
+    cache = intfa.KVCache(pool=make())
+    cache.append(k, v)
+    cache.save(path)
+    return cache, path
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("count", [0, 40, 200])
 def test_loaded_caches_go_on_with_the_same_bits(tmp_path, precision, count):
@@ -37,11 +47,7 @@ def test_loaded_caches_go_on_with_the_same_bits(tmp_path, precision, count):
 
 
 def test_pools_keep_their_pages(tmp_path):
-    _, k, v = normal(2, Q, K, V)
-    path = tmp_path / "cache.safetensors"
-    cache = intfa.KVCache(pool=make())
-    cache.append(k, v)
-    cache.save(path)
+    _, path = saved(tmp_path, 2)
     small = make(capacity=256)
     with pytest.raises(intfa.OutOfPagesError):
         small.load(path)
@@ -55,11 +61,7 @@ def test_pools_keep_their_pages(tmp_path):
 
 
 def test_refusals(tmp_path):
-    _, k, v = normal(3, Q, K, V)
-    path = tmp_path / "cache.safetensors"
-    cache = intfa.KVCache(pool=make())
-    cache.append(k, v)
-    cache.save(path)
+    cache, path = saved(tmp_path, 3)
     for other in (make("int4"), intfa.KVPool(2, 64, 512), intfa.KVPool(1, 64, 512, value_dim=32)):
         with pytest.raises(intfa.ShapeMismatchError, match="the snapshot has"):
             other.load(path)

@@ -202,14 +202,11 @@ public final class CUDAKVCache {
     try CUDACall.require(query, "query", [batchCount, heads, tokens, headDimension])
     try CUDACall.require(output, "output", [batchCount, heads, tokens, valueDimension])
     let operands = (query: CUDACall.Operand(query), output: CUDACall.Operand(output))
-    try CUDACall.requireOwnMemory(operands.output, "output", apartFrom: ["query": operands.query])
-    if let logSumExp {
-      try CUDACall.requireOwnMemory(
-        logSumExp,
-        "logSumExp",
-        apartFrom: ["query": operands.query, "output": operands.output]
-      )
-    }
+    try CUDACall.requireOwnMemory(
+      output: operands.output,
+      logSumExp: logSumExp,
+      apartFrom: ["query": operands.query]
+    )
     let shape = try AttentionShape(
       batchCount: batchCount,
       queryHeadCount: heads,

@@ -136,20 +136,10 @@ public final class CUDAKernel: AttentionKernel {
       output: CUDACall.Operand(output)
     )
     try CUDACall.requireOwnMemory(
-      operands.output,
-      "output",
+      output: operands.output,
+      logSumExp: logSumExp,
       apartFrom: ["query": operands.query, "key": operands.key, "value": operands.value]
     )
-    if let logSumExp {
-      try CUDACall.requireOwnMemory(
-        logSumExp,
-        "logSumExp",
-        apartFrom: [
-          "query": operands.query, "key": operands.key, "value": operands.value,
-          "output": operands.output,
-        ]
-      )
-    }
     guard shape.outputShape.allSatisfy({ $0 > 0 }) else { return }
     var memory = ofStream.withLock { $0[stream.number] }
     if memory == nil {

@@ -53,8 +53,19 @@ extension CUDACall {
     }
   }
 
-  /// Throws where an output reaches into the memory of another tensor, or twice into its own.
+  /// Throws where a result reaches into the memory of another tensor, or twice into its own.
   static func requireOwnMemory(
+    output: Operand,
+    logSumExp: Operand?,
+    apartFrom inputs: KeyValuePairs<String, Operand>
+  ) throws(AttentionError) {
+    try requireOwnMemory(output, "output", apartFrom: inputs)
+    guard let logSumExp else { return }
+    try requireOwnMemory(logSumExp, "logSumExp", apartFrom: inputs)
+    try requireOwnMemory(logSumExp, "logSumExp", apartFrom: ["output": output])
+  }
+
+  private static func requireOwnMemory(
     _ output: Operand,
     _ name: String,
     apartFrom others: KeyValuePairs<String, Operand>

@@ -47,7 +47,7 @@ struct Explain: ParsableCommand {
         on: backend
       )
       let summary = plan.summary
-      let cacheBytes = cacheBytes(precision.precision, shape, on: backend)
+      let cacheBytes = cacheBytes(shape, on: backend)
       let numbersPerToken = shape.headDimension + shape.valueDimension
       let share = cacheBytes.map { $0 / Double(2 * numbersPerToken) }
       report.append(
@@ -68,17 +68,13 @@ struct Explain: ParsableCommand {
   }
 
   /// Bytes per token and head of a cache; nil where there is none.
-  private func cacheBytes(
-    _ precision: Precision,
-    _ shape: AttentionShape,
-    on backend: any AttentionBackend
-  ) -> Double? {
+  private func cacheBytes(_ shape: AttentionShape, on backend: any AttentionBackend) -> Double? {
     let pool = try? KVCachePool(
       keyValueHeadCount: 1,
       headDimension: shape.headDimension,
       valueDimension: shape.valueDimension,
       capacity: 1,
-      precision: precision,
+      precision: precision.precision,
       on: backend
     )
     return pool?.bytesPerToken

@@ -158,16 +158,13 @@ static void test_blocks(void) {
   array p = make3(INTFA_FLOAT32, 2, 100, 32), mask = make4(INTFA_BOOL, 1, 1, 100, 150);
   fill(&q, 1), fill(&k, 2), fill(&v, 3);
   const int64_t offsets[] = {0, 2, 3, 3, 6}, visible[] = {2, 0, 1, 0, 1, 2};
-  for (int64_t i = 0; i < 100; ++i)
-    for (int64_t j = offsets[i / 30]; j < offsets[i / 30 + 1]; ++j)
-      for (int64_t x = visible[j] * 64; x < visible[j] * 64 + 64 && x < 150; ++x)
-        set(&mask, i * 150 + x, 1);
   intfa_visible_blocks blocks = {.struct_size = sizeof blocks,
                                  .query_block_length = 30,
                                  .key_block_length = 64,
                                  .query_block_count = 4,
                                  .offsets = offsets,
                                  .visible = visible};
+  show_blocks(&mask, &blocks, 100, 150);
   intfa_options options = {.struct_size = sizeof options, .blocks = &blocks};
   intfa_operands operands = {.struct_size = sizeof operands,
                              .query = view(&q),

@@ -211,10 +211,7 @@ static void test_blocks(const char *precision) {
   array mask = make3(INTFA_BOOL, 1, LENGTH, LENGTH), all = tokens(&queries, 0, LENGTH),
         last = tokens(&queries, LENGTH - 7, LENGTH),
         masked = make3(INTFA_FLOAT32, HEADS, LENGTH, D);
-  for (int64_t i = 0; i < LENGTH; ++i)
-    for (int64_t j = offsets[i / 50]; j < offsets[i / 50 + 1]; ++j)
-      for (int64_t x = visible[j] * 64; x < visible[j] * 64 + 64 && x < LENGTH; ++x)
-        set(&mask, i * LENGTH + x, 1);
+  show_blocks(&mask, &blocks, LENGTH, LENGTH);
   intfa_kv_pool *pool = make_pool(precision, KV_HEADS, D, 512);
   intfa_kv_cache *cache = NULL;
   OK(intfa_kv_cache_create(pool, &cache));

@@ -217,6 +217,17 @@ void naive(const array *query, const array *key, const array *value, const array
   free(logits);
 }
 
+void show_blocks(array *mask, const intfa_visible_blocks *blocks, int64_t rows, int64_t keys) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = i / blocks->query_block_length;
+    for (int64_t j = blocks->offsets[row]; j < blocks->offsets[row + 1]; ++j) {
+      const int64_t first = blocks->visible[j] * blocks->key_block_length;
+      for (int64_t x = first; x < first + blocks->key_block_length && x < keys; ++x)
+        set(mask, i * keys + x, 1);
+    }
+  }
+}
+
 double relative_error(const array *a, const double *exact) {
   double difference = 0, magnitude = 0;
   for (int64_t i = 0; i < count_of(a); ++i) {

@@ -54,6 +54,9 @@ void fill(array *a, uint64_t seed);
 /* Whether two arrays of the same shape have the same bits. */
 int same(const array *a, const array *b);
 
+/* Sets the elements of a boolean mask [..., rows, keys] that blocks show. */
+void show_blocks(array *mask, const intfa_visible_blocks *blocks, int64_t rows, int64_t keys);
+
 /* Tokens begin to end - 1 of [H, N, D], in the same memory. */
 array tokens(const array *a, int64_t begin, int64_t end);
 

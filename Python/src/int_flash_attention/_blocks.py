@@ -8,7 +8,7 @@ from typing import Any, Optional
 import numpy
 
 from . import _abi
-from ._errors import InvalidArgumentError, ShapeMismatchError, UnsupportedElementTypeError
+from ._errors import ShapeMismatchError, UnsupportedElementTypeError, require_instance
 
 
 class VisibleBlocks:
@@ -66,8 +66,5 @@ def block_struct(blocks: Optional[VisibleBlocks]) -> Optional[_abi.VisibleBlocks
     """
     if blocks is None:
         return None
-    if not isinstance(blocks, VisibleBlocks):
-        raise InvalidArgumentError(
-            f"blocks is a {type(blocks).__name__}; it must be a VisibleBlocks"
-        )
+    require_instance(blocks, VisibleBlocks, "blocks")
     return blocks.struct

@@ -73,3 +73,15 @@ class GradientError(AttentionError, RuntimeError):
 
 class CopyWarning(UserWarning):
     """An operand was copied because of its layout; the message says which one and why."""
+
+
+def require_instance(value: object, kind: type, name: str) -> None:
+    """Refuses an argument that is no object of a class of this package.
+
+    Raises:
+        InvalidArgumentError: it is something else.
+    """
+    if not isinstance(value, kind):
+        raise InvalidArgumentError(
+            f"{name} is a {type(value).__name__}; it must be a {kind.__name__}"
+        )

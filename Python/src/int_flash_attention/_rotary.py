@@ -7,7 +7,7 @@ import weakref
 from typing import Any, Optional
 
 from . import _abi
-from ._errors import InvalidArgumentError
+from ._errors import require_instance
 from ._tensors import empty, operand
 
 
@@ -109,8 +109,5 @@ def rotary_handle(rotary: Optional[RotaryEmbedding]) -> Optional[ctypes.c_void_p
     """
     if rotary is None:
         return None
-    if not isinstance(rotary, RotaryEmbedding):
-        raise InvalidArgumentError(
-            f"rotary is a {type(rotary).__name__}; it must be a RotaryEmbedding"
-        )
+    require_instance(rotary, RotaryEmbedding, "rotary")
     return rotary._handle

@@ -6,8 +6,11 @@
 struct KeyRange {
   int begin, end;
 };
+DEVICE int visible_end(const intfa_cuda_visible& v, int row) {
+  return v.end + row / v.rows_per_step * v.step;
+}
 DEVICE KeyRange visible_keys(const intfa_cuda_visible& v, int keys, int row) {
-  const int shift = row / v.rows_per_step * v.step, begin = v.first + shift, end = v.end + shift;
+  const int begin = v.first + row / v.rows_per_step * v.step, end = visible_end(v, row);
   return {begin > 0 ? begin : 0, end < keys ? end : keys};
 }
 
@@ -15,8 +18,7 @@ DEVICE KeyRange visible_keys(const intfa_cuda_visible& v, int keys, int row) {
 // `first`. Where the recipe asks for it, P of these rows then has a second byte, the rest:
 // code + rest / 256. The weights next to a row's own position decide most of its result.
 DEVICE bool mask_ends(const intfa_cuda_visible& v, int first_row, int last_row, int first, int length) {
-  return v.end + last_row / v.rows_per_step * v.step > first &&
-         v.end + first_row / v.rows_per_step * v.step <= first + length;
+  return visible_end(v, last_row) > first && visible_end(v, first_row) <= first + length;
 }
 
 // The same for a lane whose score 8n + b of a tile is of key first + 8n + 2t + b: in terms of 8n + b,

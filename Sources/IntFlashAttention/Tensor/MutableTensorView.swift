@@ -73,14 +73,12 @@ public struct MutableTensorView: ~Escapable, ~Copyable {
   /// - Precondition: the dimension exists and has the range.
   @_lifetime(copy self)
   package consuming func part(_ range: Range<Int>, ofDimension axis: Int) -> MutableTensorView {
-    precondition(range.lowerBound >= 0 && range.upperBound <= shape[axis], "range inside the shape")
-    var sizes = shape
-    sizes[axis] = range.count
+    let part = TensorGeometry.part(range, ofDimension: axis, shape, strides)
     return unsafe _overrideLifetime(
       MutableTensorView(
-        unsafeBase: base + range.lowerBound * strides[axis] * elementType.bitWidth / 8,
+        unsafeBase: base + part.offset * elementType.bitWidth / 8,
         elementType: elementType,
-        shape: sizes,
+        shape: part.shape,
         strides: strides
       ),
       copying: self

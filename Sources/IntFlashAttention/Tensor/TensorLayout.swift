@@ -22,6 +22,21 @@ package enum TensorGeometry {
     return strides
   }
 
+  /// The shape of a range of one dimension, and how many elements after the first it begins.
+  ///
+  /// - Precondition: the dimension exists and has the range.
+  package static func part(
+    _ range: Range<Int>,
+    ofDimension axis: Int,
+    _ shape: [Int],
+    _ strides: [Int]
+  ) -> (shape: [Int], offset: Int) {
+    precondition(range.lowerBound >= 0 && range.upperBound <= shape[axis], "range inside the shape")
+    var sizes = shape
+    sizes[axis] = range.count
+    return (sizes, range.lowerBound * strides[axis])
+  }
+
   /// Strides without those that are never stepped along, which may be any numbers.
   ///
   /// They are 0 along dimensions of one element, and row-major where there are no elements or none are

@@ -23,14 +23,12 @@ extension TensorView {
   /// - Precondition: the dimension exists and has the range.
   @_lifetime(copy self)
   package func part(_ range: Range<Int>, ofDimension axis: Int) -> TensorView {
-    precondition(range.lowerBound >= 0 && range.upperBound <= shape[axis], "range inside the shape")
-    var shape = shape
-    shape[axis] = range.count
+    let part = TensorGeometry.part(range, ofDimension: axis, shape, strides)
     return unsafe _overrideLifetime(
       TensorView(
-        unsafeBase: base + range.lowerBound * strides[axis] * elementType.bitWidth / 8,
+        unsafeBase: base + part.offset * elementType.bitWidth / 8,
         elementType: elementType,
-        shape: shape,
+        shape: part.shape,
         strides: strides
       ),
       copying: self
